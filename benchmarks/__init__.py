@@ -1,0 +1,1 @@
+"""Speed and memory of mithridate beside hand-written loops: ``python -m benchmarks --help``."""

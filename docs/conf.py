@@ -1,0 +1,15 @@
+"""Sphinx settings: furo pages from markdown; `make docs` treats a warning as an error."""
+
+import mithridate
+
+project = "mithridate"
+author = "The mithridate contributors"
+release = version = mithridate.__version__
+
+extensions = ["myst_parser"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"mithridate {version}"
+html_show_copyright = False
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3

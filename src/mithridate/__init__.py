@@ -1,0 +1,106 @@
+"""Poison your own training pipeline, measure how much poison it takes, switch defences on, measure again.
+
+The public names are imported when they are first used, so that ``import mithridate`` does not wait for torch.
+
+Example:
+    >>> import mithridate as mi
+    >>> mi.Linf(eps=8 / 255)
+    Linf(eps=0.03137254901960784)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:  # X as X: this package exports it
+    from mithridate.core.data import ImageData as ImageData
+    from mithridate.core.ensemble import Ensemble as Ensemble
+    from mithridate.core.guarantees import Guarantee as Guarantee
+    from mithridate.core.perturbation import L2 as L2, AnyImage as AnyImage, Ball as Ball, Linf as Linf
+    from mithridate.core.sources import (
+        Arrays as Arrays,
+        DataSource as DataSource,
+        Digits as Digits,
+        Folder as Folder,
+        Parquet as Parquet,
+    )
+    from mithridate.core.training import (
+        Fitted as Fitted,
+        Learner as Learner,
+        Prediction as Prediction,
+        Recipe as Recipe,
+    )
+    from mithridate.experiments.audit import audit as audit
+    from mithridate.experiments.facts import TrialResult as TrialResult
+    from mithridate.experiments.report import write_report as write_report
+    from mithridate.experiments.store import Store as Store
+    from mithridate.experiments.study import load_results as load_results, run_study as run_study
+    from mithridate.experiments.table import table as table
+    from mithridate.experiments.trial import Trial as Trial, run as run
+    from mithridate.experiments.workers import processes as processes
+    from mithridate.poisoning.attack import Attack as Attack
+    from mithridate.poisoning.attacks.badnets import BadNets as BadNets
+    from mithridate.poisoning.attacks.no_attack import NoAttack as NoAttack
+    from mithridate.poisoning.attacks.poison_frogs import PoisonFrogs as PoisonFrogs
+    from mithridate.poisoning.attacks.random_noise import RandomNoise as RandomNoise
+    from mithridate.poisoning.attacks.witches_brew import WitchesBrew as WitchesBrew
+    from mithridate.poisoning.defense import Defense as Defense
+    from mithridate.poisoning.defenses.mixup import Mixup as Mixup
+    from mithridate.poisoning.defenses.partition_vote import PartitionVote as PartitionVote
+    from mithridate.poisoning.defenses.spectral_signatures import SpectralSignatures as SpectralSignatures
+    from mithridate.poisoning.goals import Backdoor as Backdoor, Misclassify as Misclassify
+    from mithridate.poisoning.poison import Poison as Poison
+    from mithridate.poisoning.task import Task as Task, ThreatModelViolation as ThreatModelViolation
+    from mithridate.poisoning.threat import FixedCase as FixedCase, ThreatModel as ThreatModel
+
+# Where each public name lives. The block above says the same to type checkers; tests/test_package.py compares the two.
+_HOME = {
+    "core.data": ("ImageData",),
+    "core.ensemble": ("Ensemble",),
+    "core.guarantees": ("Guarantee",),
+    "core.perturbation": ("AnyImage", "Ball", "L2", "Linf"),
+    "core.sources": ("Arrays", "DataSource", "Digits", "Folder", "Parquet"),
+    "core.training": ("Fitted", "Learner", "Prediction", "Recipe"),
+    "experiments.audit": ("audit",),
+    "experiments.facts": ("TrialResult",),
+    "experiments.report": ("write_report",),
+    "experiments.store": ("Store",),
+    "experiments.study": ("load_results", "run_study"),
+    "experiments.table": ("table",),
+    "experiments.trial": ("Trial", "run"),
+    "experiments.workers": ("processes",),
+    "poisoning.attack": ("Attack",),
+    "poisoning.attacks.badnets": ("BadNets",),
+    "poisoning.attacks.no_attack": ("NoAttack",),
+    "poisoning.attacks.poison_frogs": ("PoisonFrogs",),
+    "poisoning.attacks.random_noise": ("RandomNoise",),
+    "poisoning.attacks.witches_brew": ("WitchesBrew",),
+    "poisoning.defense": ("Defense",),
+    "poisoning.defenses.mixup": ("Mixup",),
+    "poisoning.defenses.partition_vote": ("PartitionVote",),
+    "poisoning.defenses.spectral_signatures": ("SpectralSignatures",),
+    "poisoning.poison": ("Poison",),
+    "poisoning.goals": ("Backdoor", "Misclassify"),
+    "poisoning.task": ("Task", "ThreatModelViolation"),
+    "poisoning.threat": ("FixedCase", "ThreatModel"),
+}
+_MODULE_OF = {name: f"mithridate.{module}" for module, names in _HOME.items() for name in names}
+
+__all__ = ["__version__", *sorted(_MODULE_OF)]  # noqa: PLE0604 (derived, so that it cannot disagree)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(
+            f"module 'mithridate' has no attribute '{name}'; its public names are in mithridate.__all__"
+        )
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

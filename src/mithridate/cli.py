@@ -1,0 +1,278 @@
+"""The command line: `mithridate audit | craft | trial | study | report`. The only module that imports tyro.
+
+torch is imported when a verb starts to work, so that help, versions and typing mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+from mithridate import __version__
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+Numbers = Annotated[
+    tuple[float, ...] | None,
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NUMBER ...",
+        instance_from_str=lambda texts: tuple(float(Fraction(text)) for text in texts),
+        is_instance=lambda value: value is None or isinstance(value, tuple),
+        str_from_instance=lambda value: [f"{number:g}" for number in value or ()],
+    ),
+    arg(help_behavior_hint=""),
+]
+Names = Annotated[tuple[str, ...] | None, arg(metavar="NAME ...", help_behavior_hint="")]
+Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+Text = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
+Place = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
+Device = Annotated[str, arg(metavar="NAME")]
+Number = Annotated[int, arg(metavar="N")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """What audit and craft share."""
+
+    data: Annotated[str, arg(metavar="DATA")] = "digits"
+    """"digits", a folder of class folders, or parquet in Hugging Face layout (a file or a folder)."""
+    preset: Text = None
+    """Recipe, doses and trial counts to start from: digits; small (500 images per class); general. All other options
+    change it. Default: digits for the digits, else general."""
+    model: Text = None
+    """convnet, convnet-wide, resnet18, each with :width=N, or package.module:function."""
+    epochs: Count = None
+    """Passes over the training set."""
+    size: Count = None
+    """Resize all images to N x N."""
+    per_class: Count = None
+    """Keep only the first N training images of every class."""
+    eps: Numbers = None
+    """Largest change of a pixel in [0, 1], as a number or 8/255; several are several doses."""
+    budget: Numbers = None
+    """Poisoned fraction of the training set; several are several doses."""
+    seed: Number = 0
+    """First seed of the cases; trial i uses seed + i."""
+    device: Device = "cpu"
+    """Where models run: cpu, cuda, cuda:1."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions(Pipeline):
+    """Poison a training pipeline, with and without defences, beside controls; write a report.
+
+    Without options: `convnet` on the digits that come with scikit-learn, about three minutes on two cores. The same
+    command again resumes.
+    """
+
+    attacks: Names = None
+    """Attacks, with settings if you like: badnets poison-frogs witches-brew:steps=100,restarts=2."""
+    defenses: Names = None
+    """Defences: mixup spectral-signatures partition-vote:parts=10; a+b applies both. No name after it: none."""
+    scenarios: Names = None
+    """from-scratch, transfer. Default: for each attack the one its paper is about."""
+    trials: Count = None
+    """Cases (targets) per cell, the same ones in every cell."""
+    victims: Count = None
+    """Models trained on each poison."""
+    clean_victims: Count = None
+    """Models trained on clean data, shared by all cases."""
+    workers: Count = None
+    """Worker processes of one thread each. Default: one per core, at most 8; one for a GPU."""
+    out: Place = None
+    """Results folder. Default: runs/audit."""
+    plan: bool = False
+    """Say what would run, for about how long, and what that many trials can show; train nothing but a short probe."""
+    keep_models: bool = False
+    """Keep the poisoned models as safetensors, with a loader beside them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CraftOptions(Pipeline):
+    """Craft one poison for one case and write it to a folder.
+
+    Training rows are replaced by the pixels in poison.safetensors; manifest.json says which and why.
+    """
+
+    attack: Annotated[str, arg(metavar="NAME")] = "witches-brew"
+    """badnets, poison-frogs, witches-brew, with settings if you like: witches-brew:steps=100,restarts=2."""
+    scenario: Text = None
+    """from-scratch or transfer. Default: the one that the attack's paper is about."""
+    out: Path = Path("runs/craft")
+    """Results folder; surrogates are kept there for the next poison."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOptions:
+    """Run one trial from its trial.json and print what came of it."""
+
+    file: Annotated[Path, tyro.conf.Positional, arg(metavar="FILE")]
+    """A trial.json, for example runs/audit/trials/ID/trial.json."""
+    device: Device = "cpu"
+    """Where models run: cpu, cuda, cuda:1."""
+    out: Path = Path("runs/trial")
+    """Results folder."""
+    keep_models: bool = False
+    """Keep the poisoned models as safetensors, with a loader beside them."""
+    json: bool = False
+    """Print the table as JSON instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """Run a list of trials that a Python function returns; the same command again resumes."""
+
+    function: Annotated[str, tyro.conf.Positional, arg(metavar="MODULE:FUNCTION")]
+    """For example studies.witches_brew:small; the current folder is searched too."""
+    limit: Count = None
+    """Run only the first N trials."""
+    device: Device = "cpu"
+    """Where models run: cpu, cuda, cuda:1."""
+    workers: Count = None
+    """Worker processes of one thread each. Default: one per core, at most 8; one for a GPU."""
+    out: Place = None
+    """Results folder. Default: runs/ and the name of the function."""
+    plan: bool = False
+    """Say what would run and for about how long; train nothing but a short probe."""
+    keep_models: bool = False
+    """Keep the poisoned models as safetensors, with a loader beside them."""
+    json: bool = False
+    """Print the table as JSON instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Print the table of a results folder and write its report, finished or not."""
+
+    folder: Annotated[Path, tyro.conf.Positional, arg(metavar="FOLDER")]
+    """Results folder of an audit or a study."""
+    out: Place = None
+    """The HTML file. Default: report.html in the folder."""
+    json: bool = False
+    """Print the table as JSON instead of text."""
+
+
+# --- verbs -----------------------------------------------------------------------------------------------------------
+
+VERBS: dict[str, type] = {
+    "audit": AuditOptions,
+    "craft": CraftOptions,
+    "trial": TrialOptions,
+    "study": StudyOptions,
+    "report": ReportOptions,
+}
+"""What each verb is told; what it does is the function of the same name in `verbs.py`."""
+
+
+# --- the door --------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Returns:
+        The exit code: 0 done, 1 some trials failed, 2 a mistake in what was asked, 130 stopped with Ctrl-C.
+    """
+    texts = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with _plain_warnings():
+            return _dispatch(texts)
+    except KeyboardInterrupt as stop:
+        print(f"{stop or 'stopped'}; the same command goes on: {shlex.join(['mithridate', *texts])}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output is gone (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get("MITHRIDATE_DEBUG") == "1":
+            raise
+        code = _exit_code(error)
+        if code is None:
+            raise
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return code
+
+
+def _dispatch(texts: list[str]) -> int:
+    verb = texts[0] if texts else "--help"
+    if verb in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if verb == "--version":
+        print(f"mithridate {__version__}")
+        return 0
+    if verb not in VERBS:
+        from mithridate.core.schema import nearest
+
+        raise ValueError(f"no verb is called {verb!r}; {nearest(verb, VERBS)} (mithridate --help says what they do)")
+    options = tyro.cli(VERBS[verb], prog=f"mithridate {verb}", args=texts[1:], config=(tyro.conf.FlagCreatePairsOff,))
+    from mithridate import verbs  # now: it brings torch
+
+    return getattr(verbs, verb)(options, shlex.join(["mithridate", *texts]))
+
+
+def overview() -> str:
+    """Returns what `mithridate --help` prints."""
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {(kind.__doc__ or '').splitlines()[0]}" for name, kind in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: mithridate VERB [OPTIONS]",
+            "",
+            "Poison your own training pipeline, measure how much poison it takes, switch defences on, measure again.",
+            "",
+            *lines,
+            "",
+            "mithridate VERB --help lists the options of a verb; mithridate --version the version.",
+            "MITHRIDATE_DEBUG=1 shows where an error comes from.",
+        ]
+    )
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2: a mistake in what was asked; 1: trials failed; None: an error of ours, whose traceback is wanted."""
+    if not isinstance(error, RuntimeError):
+        return 2
+    from mithridate.experiments.study import StudyErrors
+
+    return 1 if isinstance(error, StudyErrors) else None
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Shows Python warnings as one line of text, each once."""
+    shown: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in shown:
+            shown.add(str(message))
+            print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

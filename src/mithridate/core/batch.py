@@ -1,0 +1,74 @@
+"""One batch, and the four small interfaces of a training step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mithridate.core.data import ImageData
+from mithridate.core.schema import Choice
+
+
+class Batch(NamedTuple):
+    """What one model sees in one step."""
+
+    images: Tensor
+    """[B, C, H, W] float in [0, 1]."""
+    targets: Tensor
+    """[B, K]; every row sums to one, so mixing needs no second loss path."""
+    rows: Tensor
+    """[B] row ids of the training set."""
+    progress: float
+    """Share of the training done, 0..1."""
+
+
+class BatchTransform(Choice, ABC):
+    """Changes a batch before the step: augmentation, mixing, adversarial perturbation.
+
+    A transform never changes the mode or the buffers of the model, and draws from the given generator alone, so that an
+    attacker who knows the generator can replay it.
+    """
+
+    home: ClassVar[str] = "mithridate.core.transforms"
+    mixes_rows: ClassVar[bool] = False
+    """Whether a row of the result depends on other rows of the batch."""
+
+    @abstractmethod
+    def __call__(self, batch: Batch, model: nn.Module, rng: torch.Generator) -> Batch:
+        """Returns the transformed batch; differentiable in the images."""
+
+
+class GradientRule(Choice, ABC):
+    """Says how a step gets its gradient."""
+
+    home: ClassVar[str] = "mithridate.core.gradient_rules"
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns the gradient of each trainable parameter by name, and the mean loss []."""
+
+
+class RowRule(Choice, ABC):
+    """Drops training rows between epochs."""
+
+    @abstractmethod
+    def __call__(self, progress: float, model: nn.Module, data: ImageData, rng: torch.Generator) -> Tensor:
+        """Returns the row ids to keep, [n] int64."""
+
+
+class Sampler(Choice, ABC):
+    """Says how batches are drawn."""
+
+    home: ClassVar[str] = "mithridate.core.sampling"
+
+    @abstractmethod
+    def __call__(self, rows: Tensor, batch_size: int, rng: torch.Generator) -> Iterator[Tensor]:
+        """Yields the row ids [B] of each batch of one epoch."""
+
+    @abstractmethod
+    def batches(self, rows: int, batch_size: int) -> int:
+        """Returns how many batches one epoch of that many rows has (expected, where it is random)."""

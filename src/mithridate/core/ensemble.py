@@ -1,0 +1,110 @@
+"""Several trained models as one value: a sequence of ordinary modules whose answers are stacked where they can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mithridate.core.gradient_rules import trainable
+from mithridate.core.models import last_linear
+
+
+@contextmanager
+def _mode(module: nn.Module, *, train: bool) -> Iterator[None]:
+    """Switches a module to train or eval mode, and back; in train mode its buffers are restored as well."""
+    modes = [(part, part.training) for part in module.modules() if part.training != train]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()] if train else []
+    for part, _ in modes:
+        part.training = train
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for buffer, value in buffers:
+            buffer.copy_(value)
+
+
+def features(module: nn.Module, images: Tensor) -> Tensor:
+    """Returns the input [B, D] of the module's last Linear, in eval mode, differentiable in the images.
+
+    Raises:
+        ValueError: the module has no final Linear.
+    """
+    caught: list[Tensor] = []
+    handle = last_linear(module).register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    try:
+        with _mode(module, train=False):
+            module(images)
+    finally:
+        handle.remove()
+    if len(caught) != 1:
+        raise ValueError(
+            f"the last Linear of {type(module).__name__} ran {len(caught)} times in one forward pass; features need one"
+        )
+    return caught[0].float().flatten(1)
+
+
+class Ensemble(Sequence[nn.Module]):
+    """An ordered tuple of models; architectures may differ.
+
+    >>> pair = Ensemble([nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2)])
+    >>> pair.logits(torch.rand(5, 1, 2, 2)).shape, [f.shape for f in pair.features(torch.rand(5, 1, 2, 2))]
+    (torch.Size([2, 5, 3]), [torch.Size([5, 4]), torch.Size([5, 4])])
+    """
+
+    def __init__(self, members: Iterable[nn.Module]) -> None:
+        self.members = tuple(members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @overload
+    def __getitem__(self, index: int) -> nn.Module: ...
+    @overload
+    def __getitem__(self, index: slice) -> Ensemble: ...
+    def __getitem__(self, index: int | slice) -> nn.Module | Ensemble:
+        return Ensemble(self.members[index]) if isinstance(index, slice) else self.members[index]
+
+    def map(self, function: Callable[..., Any], *args: Any) -> list:
+        """Returns ``function(member, *args)`` for each member."""
+        return [function(member, *args) for member in self.members]
+
+    def logits(self, images: Tensor, *, train: bool = False) -> Tensor:
+        """Returns logits [M, B, K] of images [B, C, H, W]; ``train`` uses batch statistics and leaves buffers alone."""
+
+        def forward(member: nn.Module) -> Tensor:
+            with _mode(member, train=train):
+                return member(images).float()
+
+        return torch.stack(self.map(forward))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Returns the input [B, D] of each member's last Linear, in eval mode."""
+        return self.map(features, images)
+
+    def gradients(self, images: Tensor, labels: Tensor, *, graph: bool = False) -> list[dict[str, Tensor]]:
+        """Returns each member's gradient of the summed cross-entropy, by parameter, in eval mode.
+
+        Args:
+            images: [B, C, H, W] in [0, 1].
+            labels: [B] int64, or [B, K] shares.
+            graph: keep the graph, so that the gradient can be differentiated again.
+        """
+
+        def gradient(member: nn.Module) -> dict[str, Tensor]:
+            parameters = trainable(member)
+            with _mode(member, train=False), torch.enable_grad():
+                loss = F.cross_entropy(member(images).float(), labels, reduction="sum")
+            found = torch.autograd.grad(loss, list(parameters.values()), create_graph=graph)
+            return dict(zip(parameters, found, strict=True))
+
+        return self.map(gradient)
+
+    def __repr__(self) -> str:
+        return f"Ensemble({', '.join(type(member).__name__ for member in self.members)})"

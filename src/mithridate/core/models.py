@@ -1,0 +1,334 @@
+"""Networks to train: small built-in ones and the user's own, all images in, logits out.
+
+A model is named by text, so that a recipe can be stored and typed:
+
+- ``convnet``, ``convnet-wide``, ``resnet18``: built in, for images from 8x8 up with any number of channels;
+- ``resnet18:width=8``: the same with an option. ``width`` means one thing everywhere: the number of channels of the
+  *first* block (or stage), a whole number. The other widths scale along;
+- ``package.module:function``: the user's own. It is called with the number of classes and, where its signature names
+  them, with the keywords ``channels`` and ``size`` (the shorter side in pixels).
+
+No ReLU here works in place: the gradient-matching attacks differentiate twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mithridate.core.schema import nearest, resolve
+from mithridate.core.seeds import derive
+
+Shape = tuple[int, int, int]
+
+SMALLEST_POOLED = 4
+"""Sides below this are not halved any more, so 8x8 images still reach the last block with 2x2 positions."""
+
+
+def convnet(classes: int, channels: int = 3, size: int = 32, width: int = 16) -> nn.Sequential:
+    """Five 3x3 convolutions with BatchNorm: the standard small network, 71 thousand parameters.
+
+    Args:
+        classes: Number of classes K.
+        channels: Channels C of the images.
+        size: Shorter side of the images in pixels.
+        width: Channels of the first block; all five are (1, 2, 2, 4, 4) times this.
+
+    Returns:
+        A module from images [B, C, H, W] in [0, 1] to logits [B, K].
+
+    Reference: the ConvNetBN of Huang et al. "MetaPoison". NeurIPS 2020. arXiv 2004.00225, with global average pooling
+    in place of the flattening and without the poolings that a small image does not allow.
+
+    >>> sum(p.numel() for p in convnet(10).parameters())
+    70618
+    """
+    return _plain_network([width * factor for factor in (1, 2, 2, 4, 4)], classes, channels, size)
+
+
+def convnet_wide(classes: int, channels: int = 3, size: int = 32, width: int = 32) -> nn.Sequential:
+    """Four 3x3 convolutions, widths (1, 2, 4, 4) times `width`; otherwise as `convnet`.
+
+    >>> convnet_wide(10)(torch.zeros(2, 3, 16, 16)).shape
+    torch.Size([2, 10])
+    """
+    return _plain_network([width * factor for factor in (1, 2, 4, 4)], classes, channels, size)
+
+
+def resnet18(classes: int, channels: int = 3, size: int = 32, width: int = 64) -> nn.Sequential:
+    """ResNet-18 with the 3x3 stem used for CIFAR; stage widths are (1, 2, 4, 8) times `width`.
+
+    Reference: He et al. "Deep Residual Learning for Image Recognition". CVPR 2016. arXiv 1512.03385. Deviations: the
+    stem is one 3x3 convolution of stride 1 without pooling, and a stride is dropped where the side is below 4.
+
+    >>> sum(p.numel() for p in resnet18(10).parameters())
+    11173962
+    """
+    stages: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Sequential(ConvNorm(channels, width), nn.ReLU()))
+    seen = width
+    for stage, factor in enumerate((1, 2, 4, 8)):
+        stride = 2 if stage > 0 and size >= SMALLEST_POOLED else 1
+        size = -(-size // stride)
+        stages[f"stage{stage + 1}"] = nn.Sequential(
+            _Residual(seen, factor * width, stride), _Residual(factor * width, factor * width, 1)
+        )
+        seen = factor * width
+    return _initialised(nn.Sequential(OrderedDict(**stages, **_head(seen, classes))))
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "convnet": convnet,
+    "convnet-wide": convnet_wide,
+    "resnet18": resnet18,
+}
+"""Built-in networks by name; each takes classes, channels and size, and its further arguments are the options."""
+
+
+def build(spec: str | Callable[..., nn.Module], classes: int, shape: Shape, seed: int) -> nn.Module:
+    """Build a network with weights that depend on `seed` alone, and check that it maps images to logits.
+
+    The weights are drawn on the CPU. Neither the global random generators nor earlier calls play a part.
+
+    Args:
+        spec: ``name``, ``name:width=8``, ``package.module:function``, or a function of the number of classes.
+        classes: Number of classes K.
+        shape: (C, H, W) of the images.
+        seed: Any integer.
+
+    Returns:
+        A module on the CPU from images [B, C, H, W] to logits [B, K].
+
+    Raises:
+        ValueError: Unknown name, misspelt option, a function that cannot be imported, or wrong output shape.
+        TypeError: A function that cannot be called with the number of classes, or does not return a module.
+
+    >>> first, again = (build("convnet:width=8", 3, (1, 8, 8), seed=7) for _ in range(2))
+    >>> torch.equal(last_linear(first).weight, last_linear(again).weight)
+    True
+    """
+    name, make, options = _maker(spec)
+    arguments = options | _wanted(name, make, classes, {"channels": shape[0], "size": min(shape[1:])})
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(seed, "init"))  # torch.manual_seed would reseed the GPUs as well
+        module = make(classes, **arguments)
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"model {name} returned {type(module).__name__}; it must return a torch.nn.Module")
+        _check_logits(name, module, classes, shape)
+    return module
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias followed by BatchNorm; in eval mode one convolution with folded weights.
+
+    Folding computes the same function, and gradients still reach the parameters of both. It spares the elementwise
+    passes of BatchNorm, which take a large part of the time where a gradient is differentiated again.
+
+    >>> layer = ConvNorm(3, 8).eval()
+    >>> images = torch.rand(2, 3, 5, 5)
+    >>> torch.allclose(layer(images), layer.norm(layer.convolution(images)), atol=1e-6)
+    True
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map [B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""
+        convolution, norm = self.convolution, self.norm
+        if norm.training:
+            return norm(convolution(images))
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert variance is not None
+        scale = norm.weight * (variance + norm.eps).rsqrt()
+        weight, bias = convolution.weight * scale[:, None, None, None], norm.bias - mean * scale
+        return functional.conv2d(images, weight, bias, convolution.stride, convolution.padding)
+
+
+class Normalize(nn.Module):
+    """First layer of a network: subtract the mean and divide by the standard deviation of each channel.
+
+    Normalisation lives here so that every attack and defence works on pixels in [0, 1].
+
+    Raises:
+        ValueError: Lengths that differ, or a standard deviation that is not positive.
+
+    >>> Normalize([0.5], [0.25])(torch.ones(1, 1, 1, 1)).item()
+    2.0
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).detach().clone())
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).detach().clone())
+        if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
+            raise ValueError(
+                f"mean has shape {list(self.mean.shape)} and std {list(self.std.shape)}; give one number per channel"
+            )
+        if not bool((self.std > 0).all()):
+            raise ValueError(f"std is {self.std.tolist()}; a constant channel cannot be scaled, so use 1.0 for it")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise images [B, C, H, W] in [0, 1]."""
+        return (images - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def extra_repr(self) -> str:
+        """The two buffers with four digits."""
+        return ", ".join(f"{n}={[round(v, 4) for v in getattr(self, n).tolist()]}" for n in ("mean", "std"))
+
+
+def normalized(module: nn.Module, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> nn.Sequential:
+    """Put a `Normalize` layer before a network; the parts are called ``normalize`` and ``network``.
+
+    >>> normalized(nn.Flatten(), [0.5], [0.25])
+    Sequential(
+      (normalize): Normalize(mean=[0.5], std=[0.25])
+      (network): Flatten(start_dim=1, end_dim=-1)
+    )
+    """
+    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), network=module))
+
+
+def last_linear(module: nn.Module) -> nn.Linear:
+    """The last `nn.Linear` in module order: its input is what the attacks and defences call features.
+
+    Raises:
+        ValueError: The module has none.
+
+    >>> last_linear(convnet(10))
+    Linear(in_features=64, out_features=10, bias=True)
+    """
+    found = [part for part in module.modules() if isinstance(part, nn.Linear)]
+    if not found:
+        raise ValueError(
+            f"no final Linear in {type(module).__name__}: features are the input of the last torch.nn.Linear, so end "
+            "the model with one (a 1x1 convolution as the classifier does not count), or use a method without features"
+        )
+    return found[-1]
+
+
+def _maker(spec: str | Callable[..., nn.Module]) -> tuple[str, Callable[..., nn.Module], dict[str, int]]:
+    """Name for messages, function and options of a model given as text or as a function."""
+    if not isinstance(spec, str):
+        if not callable(spec) or isinstance(spec, nn.Module):
+            seen = type(spec).__name__
+            raise TypeError(f"model is a {seen}; give a name or a function from the number of classes to a new module")
+        return getattr(spec, "__qualname__", repr(spec)), spec, {}
+    head, colon, tail = spec.partition(":")
+    if head in MODELS:
+        return spec, MODELS[head], _options(head, tail)
+    if colon and "=" not in tail:
+        return spec, resolve(spec), {}
+    raise ValueError(
+        f"unknown model {head!r}: {nearest(head, MODELS)}; your own model is written package.module:function"
+    )
+
+
+def _options(name: str, text: str) -> dict[str, int]:
+    """Read ``width=8`` for a built-in network; every option is a positive whole number."""
+    known = [key for key in inspect.signature(MODELS[name]).parameters if key not in ("classes", "channels", "size")]
+    options: dict[str, int] = {}
+    for item in filter(None, text.split(",")):
+        key, _, value = (part.strip() for part in item.partition("="))
+        if key not in known:
+            raise ValueError(f"model {name} has no option {key!r}: {nearest(key, known)}")
+        if not value.isdecimal() or int(value) < 1:
+            raise ValueError(
+                f"{key} of model {name} is {value!r}; it is the number of channels of the first block, "
+                f"so use a whole number such as {name}:{key}=8"
+            )
+        options[key] = int(value)
+    return options
+
+
+def _wanted(name: str, make: Callable[..., nn.Module], classes: int, offered: dict[str, int]) -> dict[str, int]:
+    """Those of the offered keywords that the function names itself; ``**kwargs`` may go anywhere, so it gets none."""
+    try:
+        signature = inspect.signature(make)
+    except ValueError:  # some builtins have no signature
+        return {}
+    unnamed = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
+    named = {key for key, parameter in signature.parameters.items() if parameter.kind not in unnamed}
+    wanted = {key: value for key, value in offered.items() if key in named}
+    try:
+        signature.bind(classes, **wanted)
+    except TypeError as error:
+        raise TypeError(
+            f"model {name}{signature} cannot be called with the number of classes ({error}); write a function of one "
+            "argument, the number of classes, and optionally the keywords channels and size"
+        ) from error
+    return wanted
+
+
+def _check_logits(name: str, module: nn.Module, classes: int, shape: Shape) -> None:
+    """Makes one forward pass in eval mode on black images; leaves modes and buffers as they were."""
+    modes = [(part, part.training) for part in module.modules()]
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    images = torch.zeros(2, *shape, device=device)
+    try:
+        with torch.no_grad():
+            logits = module.eval()(images)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"model {name} fails on images of shape {list(images.shape)}: {error}; it must map images [B, C, H, W] "
+            "to logits [B, K] for this size (a function may take the keywords channels and size)"
+        ) from error
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+        seen = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"model {name} maps images {list(images.shape)} to {seen}; expected logits [2, {classes}], one per class: "
+            f"give its last layer {classes} outputs (the function is called with the number of classes)"
+        )
+
+
+def _head(features: int, classes: int) -> dict[str, nn.Module]:
+    return {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "linear": nn.Linear(features, classes)}
+
+
+def _plain_network(widths: Sequence[int], classes: int, channels: int, size: int) -> nn.Sequential:
+    """Blocks of convolution, BatchNorm, max-pool while the side allows, ReLU.
+
+    The usual order is ReLU first. Both commute exactly, gradients too, and this way the ReLU touches a quarter.
+    """
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    for block, (inputs, outputs) in enumerate(zip((channels, *widths), widths, strict=False), start=1):
+        layers: list[nn.Module] = [ConvNorm(inputs, outputs)]
+        if size >= SMALLEST_POOLED:
+            layers.append(nn.MaxPool2d(2))
+            size //= 2
+        parts[f"block{block}"] = nn.Sequential(*layers, nn.ReLU())
+    return _initialised(nn.Sequential(OrderedDict(**parts, **_head(widths[-1], classes))))
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(ConvNorm(inputs, outputs, stride=stride), nn.ReLU(), ConvNorm(outputs, outputs))
+        unchanged = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if unchanged else ConvNorm(inputs, outputs, kernel=1, stride=stride)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.relu(self.body(images) + self.shortcut(images))
+
+
+def _initialised(network: nn.Sequential) -> nn.Sequential:
+    """Kaiming-normal (fan out) for convolutions; BatchNorm stays at one and zero, the Linear at PyTorch's default."""
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+    return network

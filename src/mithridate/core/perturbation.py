@@ -1,0 +1,365 @@
+"""What a perturbation may do to an image (``Ball``), and the one loop that searches inside it (``minimise``).
+
+Gradient matching, feature collision, PGD and adversarial training differ in their objective, their ball and their update;
+the loop, the projection and the rounding to 8-bit pixels are here, once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mithridate.core.progress import track
+from mithridate.core.schema import Choice
+from mithridate.core.updates import SignedAdam, Stepper, Update
+
+Objective = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
+"""Images [P, C, H, W] and a generator -> (value [] joint or [P] per image, gradient like the images)."""
+
+_EDGE = 1e-6  # slack of a comparison between floats that came from 8-bit pixels
+
+
+def _normal(like: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=rng).to(like)
+
+
+def _uniform(like: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.rand(like.shape, generator=rng).to(like)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Rounds pixels in [0, 1] to the nearest uint8."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def to_floats(images: Tensor) -> Tensor:
+    """Turns uint8 pixels into floats in [0, 1]."""
+    return images.float() / 255
+
+
+# --- balls -----------------------------------------------------------------------------------------------------------
+
+
+class Ball(Choice, ABC):
+    """The set of images allowed around each base image. Images are [P, C, H, W] floats in [0, 1].
+
+    The search moves *parameters*; for the balls here they are the pixels themselves.
+    """
+
+    @abstractmethod
+    def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        """Returns where a search starts: parameters inside the ball."""
+
+    @abstractmethod
+    def project(self, base: Tensor, params: Tensor) -> Tensor:
+        """Returns the parameters moved back into the ball and the pixel range."""
+
+    @abstractmethod
+    def sample(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        """Returns random images as strong as the ball allows: the control that every attack must beat."""
+
+    @abstractmethod
+    def contains(self, base: Tensor, images: Tensor) -> Tensor:
+        """Tells for each image [P] whether it lies in the ball: the harness's own test."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Says in words what may change."""
+
+    def images(self, base: Tensor, params: Tensor) -> Tensor:
+        """Returns the images of the parameters, differentiably."""
+        return params
+
+    def penalty(self, params: Tensor) -> Tensor:
+        """Returns what the ball itself adds to the objective, []."""
+        return params.new_zeros(())
+
+    def rounded(self, base: Tensor, images: Tensor) -> Tensor:
+        """Returns uint8 images inside the ball: the nearest pixels, or truncated towards the base where those overstep."""
+        nearest = to_bytes(images)
+        fits = self.contains(base, to_floats(nearest))[:, None, None, None]
+        steps = ((images - base).clamp(-1, 1) * 255).trunc()
+        towards = ((base * 255).round() + steps).clamp(0, 255).to(torch.uint8)
+        return torch.where(fits, nearest, towards)
+
+
+def _check_eps(eps: float, largest: float = 1.0) -> None:
+    if not eps > 0:
+        raise ValueError(f"eps is {eps}; it must be positive, in pixels of [0, 1] (for example 8/255)")
+    if eps > largest:
+        raise ValueError(
+            f"eps is {eps:g}; pixels lie in [0, 1], so write {eps:g}/255 = {eps / 255:.4f} for {eps:g} of 255"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linf(Ball):
+    """Every pixel may move by at most eps.
+
+    >>> Linf(eps=8 / 255).describe()
+    'every pixel value moves by at most 8/255 (Linf)'
+    """
+
+    eps: float
+    """Largest change of a pixel value, in [0, 1] units (8/255, not 8)."""
+
+    def __post_init__(self) -> None:
+        _check_eps(self.eps)
+        if self.eps > 64 / 255 + _EDGE:
+            warnings.warn(f"eps is {self.eps:.3f} (more than 64/255): such poisons are plain to see", stacklevel=3)
+
+    def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        return self.project(base, base + self.eps * _normal(base, rng))
+
+    def project(self, base: Tensor, params: Tensor) -> Tensor:
+        return base + (params - base).clamp(-self.eps, self.eps).clamp(-base, 1 - base)
+
+    def sample(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        return self.project(base, base + self.eps * _normal(base, rng).sign())
+
+    def contains(self, base: Tensor, images: Tensor) -> Tensor:
+        return (images - base).abs().flatten(1).amax(1) <= self.eps + _EDGE
+
+    def describe(self) -> str:
+        return f"every pixel value moves by at most {self.eps * 255:.3g}/255 (Linf)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2(Ball):
+    """The change of each image has at most Euclidean length eps."""
+
+    eps: float
+    """Largest Euclidean norm of the change of one image, pixels in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not self.eps > 0:
+            raise ValueError(f"eps is {self.eps}; an L2 radius must be positive (pixels are in [0, 1])")
+
+    def _scaled(self, base: Tensor, change: Tensor) -> Tensor:
+        length = change.flatten(1).norm(dim=1).clamp_min(1e-12)
+        return change * (self.eps / length).clamp_max(1)[:, None, None, None]
+
+    def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        return self.project(base, base + self.eps * _normal(base, rng) / base[0].numel() ** 0.5)
+
+    def project(self, base: Tensor, params: Tensor) -> Tensor:
+        return base + self._scaled(base, (params - base).clamp(-base, 1 - base))
+
+    def sample(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        noise = _normal(base, rng)
+        return self.project(base, base + self.eps * noise / noise.flatten(1).norm(dim=1)[:, None, None, None])
+
+    def contains(self, base: Tensor, images: Tensor) -> Tensor:
+        return (images - base).flatten(1).norm(dim=1) <= self.eps + _EDGE
+
+    def describe(self) -> str:
+        return f"the change of each image has Euclidean norm at most {self.eps:g} (L2)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyImage(Ball):
+    """Any image at all: the change is bounded by nothing but the attack's own penalty."""
+
+    def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        return base.clone()
+
+    def project(self, base: Tensor, params: Tensor) -> Tensor:
+        return params.clamp(0, 1)
+
+    def sample(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        return _uniform(base, rng)
+
+    def contains(self, base: Tensor, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        return (flat.amin(1) >= -_EDGE) & (flat.amax(1) <= 1 + _EDGE)
+
+    def describe(self) -> str:
+        return "any image may take the place of a poisoned one (no bound)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch(Ball):
+    """One rectangle of each image may change freely.
+
+    >>> Patch(area=0.1).describe()
+    'one rectangle of at most 10 % of each image changes freely'
+    """
+
+    area: float = 0.1
+    """Largest share of the image that the rectangle covers, 0..1."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.area <= 1:
+            raise ValueError(f"area is {self.area}; it is a share of the image, so use 0.1 for 10 %")
+
+    def _side(self, base: Tensor) -> int:
+        h, w = base.shape[2:]
+        return max(1, min(h, w, int((self.area * h * w) ** 0.5 + _EDGE)))
+
+    def _window(self, base: Tensor, top: Tensor, left: Tensor) -> Tensor:
+        """Returns the mask [P, 1, H, W] of the largest square with these corners [P]."""
+        side = self._side(base)
+        y, x = (torch.arange(n, device=base.device) for n in base.shape[2:])
+        rows = (y >= top[:, None]) & (y < top[:, None] + side)
+        columns = (x >= left[:, None]) & (x < left[:, None] + side)
+        return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+    def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        return self.sample(base, rng)
+
+    def project(self, base: Tensor, params: Tensor) -> Tensor:
+        energy = (params - base).square().sum(1, keepdim=True)
+        inside = F.avg_pool2d(energy, self._side(base), stride=1)
+        corner = inside.flatten(1).argmax(1)
+        mask = self._window(base, corner // inside.shape[3], corner % inside.shape[3])
+        return torch.where(mask, params.clamp(0, 1), base)
+
+    def sample(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        room = torch.tensor([n - self._side(base) + 1 for n in base.shape[2:]])
+        corner = (torch.rand(len(base), 2, generator=rng) * room).long().to(base.device)
+        return torch.where(self._window(base, corner[:, 0], corner[:, 1]), _uniform(base, rng), base)
+
+    def contains(self, base: Tensor, images: Tensor) -> Tensor:
+        changed = ((images - base).abs() > _EDGE).any(1)
+        height = _extent(changed.any(2))
+        width = _extent(changed.any(1))
+        return height * width <= self.area * changed[0].numel() + _EDGE
+
+    def describe(self) -> str:
+        return f"one rectangle of at most {self.area * 100:.3g} % of each image changes freely"
+
+
+def _extent(marks: Tensor) -> Tensor:
+    """Returns for each row of marks [P, n] the length from the first to the last mark; 0 where there is none."""
+    n = marks.shape[1]
+    position = torch.arange(n, device=marks.device)
+    first = torch.where(marks, position, n).amin(1)
+    last = torch.where(marks, position, -1).amax(1)
+    return (last - first + 1).clamp_min(0)
+
+
+# --- objectives and the loop -----------------------------------------------------------------------------------------
+
+
+def by_autograd(function: Callable[[Tensor, torch.Generator], Tensor]) -> Objective:
+    """Makes an objective of a function from images and a generator to a value [] or [P]; only inputs are differentiated."""
+
+    def objective(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        leaf = images.detach().requires_grad_()
+        with torch.enable_grad():
+            value = function(leaf, rng)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        return value.detach(), gradient
+
+    return objective
+
+
+def average(objectives: Sequence[Objective]) -> Objective:
+    """Averages objectives, one member of an ensemble each; one graph is alive at a time.
+
+    Every member sees the same random draws, so a member's share does not depend on how many there are.
+    """
+
+    def objective(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        state = rng.get_state()
+        pairs = []
+        for one in objectives:
+            rng.set_state(state)
+            pairs.append(one(images, rng))
+        values, gradients = zip(*pairs, strict=True)
+        return torch.stack(values).mean(0), torch.stack(gradients).mean(0)
+
+    return objective
+
+
+class Found(NamedTuple):
+    """The outcome of a search."""
+
+    images: Tensor
+    """[P, C, H, W]; uint8, or float where asked for."""
+    value: Tensor
+    """Objective of these images, [] joint or [P] per image."""
+
+
+def minimise(
+    objective: Objective,
+    start: Tensor,
+    ball: Ball,
+    *,
+    steps: int,
+    restarts: int = 1,
+    update: Update | None = None,
+    init: Tensor | None = None,
+    between: Callable[[int, Tensor], None] | None = None,
+    pixels: Literal["uint8", "float"] = "uint8",
+    label: str = "crafting",
+    rng: torch.Generator,
+) -> Found:
+    """Searches a ball around the start images for the lowest objective.
+
+    Each restart ends with its last iterate, which is rounded to 8-bit pixels inside the ball and evaluated with one fixed
+    generator; the restart with the lowest value wins, image by image where the objective is one per image.
+
+    Args:
+        objective: images [P, C, H, W] and a generator -> (value [] or [P], gradient).
+        start: base images [P, C, H, W] in [0, 1].
+        ball: what may change.
+        steps: iterations of each restart.
+        restarts: independent starts.
+        update: how to move; signed Adam unless given.
+        init: parameters to begin with, in place of the ball's own start.
+        between: called before each step with its number and the images; may advance surrogates (then use one restart).
+        pixels: "uint8" rounds the result; "float" keeps the last iterate as it is.
+        label: what a progress bar says.
+        rng: source of all randomness.
+    """
+    update = update or SignedAdam()
+    judge = int(torch.randint(2**62, (1,), generator=rng))
+    best: Found | None = None
+    for number in range(restarts):
+        stepper = update.begin(start, rng)
+        first = ball.start(start, rng) if init is None else ball.project(start, init)
+        iterations = track(range(steps), f"{label} {number + 1}/{restarts}")
+        params = _search(objective, start, ball, stepper, first, iterations, steps, between, rng)
+        images = ball.images(start, params).detach()
+        final = ball.rounded(start, images) if pixels == "uint8" else images
+        floats = to_floats(final) if pixels == "uint8" else final
+        value, _ = objective(floats, torch.Generator().manual_seed(judge))
+        best = Found(final, value) if best is None else _better(best, Found(final, value))
+    if best is None:
+        raise ValueError(f"restarts is {restarts}; at least one start is needed")
+    return best
+
+
+def _search(
+    objective: Objective,
+    start: Tensor,
+    ball: Ball,
+    stepper: Stepper,
+    params: Tensor,
+    iterations: Iterable[int],
+    steps: int,
+    between: Callable[[int, Tensor], None] | None,
+    rng: torch.Generator,
+) -> Tensor:
+    for step in iterations:
+        params = params.detach().requires_grad_()
+        images = ball.images(start, params)
+        if between is not None:
+            between(step, images.detach())
+        value, slope = objective(images.detach(), rng)
+        (gradient,) = torch.autograd.grad((images * slope).sum() + ball.penalty(params), params)
+        params = ball.project(start, stepper.step(params.detach(), value, gradient, step / steps))
+    return stepper.final(params)
+
+
+def _better(a: Found, b: Found) -> Found:
+    lower = b.value < a.value
+    return Found(torch.where(lower[..., None, None, None], b.images, a.images), torch.where(lower, b.value, a.value))

@@ -1,0 +1,346 @@
+"""Settings in and out of JSON: every choice is a frozen dataclass, tagged with the name people type.
+
+A *choice family* is an abstract class (``Attack``, ``Ball``, ``Sampler`` ...) that inherits from ``Choice``; its members are
+frozen dataclasses whose fields are the settings. Members that live in a folder of their own are named by their file
+(``poisoning/attacks/witches_brew.py`` is ``witches-brew``), others by their class (``AnyImage`` is ``any-image``), and members
+outside this package by ``module:Class``.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import json
+import pkgutil
+import re
+import sys
+import types
+import typing
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import cattrs
+
+SCHEMA = 1
+"""Version of everything written to disk; part of every identity."""
+
+T = TypeVar("T")
+
+
+class Choice:
+    """Marks an abstract family of settings (``class Ball(Choice, ABC)``)."""
+
+    home: ClassVar[str] = ""
+    """Module, or package with one file per member, where the members live; empty: the family's own module."""
+
+
+def nearest(word: str, known: collections.abc.Iterable[str]) -> str:
+    """Says which known words there are, the nearest first: the tail of an error message.
+
+    >>> nearest("witchs-brew", ["badnets", "witches-brew"])
+    'did you mean witches-brew? known: badnets, witches-brew'
+    """
+    known = sorted(known)
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return (f"did you mean {match[0]}? " if match else "") + f"known: {', '.join(known) or 'none'}"
+
+
+def _import_home(base: type) -> str:
+    home = getattr(base, "home", "") or base.__module__
+    module = importlib.import_module(home)
+    for found in pkgutil.iter_modules(getattr(module, "__path__", ())):
+        importlib.import_module(f"{home}.{found.name}")
+    return home
+
+
+def _descendants(base: type) -> collections.abc.Iterator[type]:
+    for child in base.__subclasses__():
+        yield child
+        yield from _descendants(child)
+
+
+def name_of(choice: Any) -> str:
+    """Returns the name of a choice (an instance or its class), as the CLI and JSON spell it."""
+    cls = choice if isinstance(choice, type) else type(choice)
+    package = __name__.split(".")[0]
+    if cls.__module__.split(".")[0] != package:
+        return f"{cls.__module__}:{cls.__qualname__}"
+    if cls.__module__.rpartition(".")[0] == getattr(cls, "home", ""):
+        return cls.__module__.rpartition(".")[2].replace("_", "-")
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
+
+
+def choices(base: type[T]) -> dict[str, type[T]]:
+    """Returns every member of a choice family by name, those of installed plug-ins included.
+
+    Plug-ins announce a class under the entry-point group ``mithridate.<family>``, for example ``mithridate.attack``.
+    """
+    _import_home(base)
+    package = __name__.split(".")[0]
+    found = {
+        name_of(cls): cls
+        for cls in _descendants(base)
+        if cls.__module__.split(".")[0] == package and not inspect.isabstract(cls) and dataclasses.is_dataclass(cls)
+    }
+    for entry in importlib.metadata.entry_points(group=f"{package}.{base.__name__.lower()}"):
+        found[entry.name] = entry.load()
+    return dict(sorted(found.items()))
+
+
+def resolve(text: str) -> Any:
+    """Imports ``package.module:name``; the current folder is searched too.
+
+    Raises:
+        ValueError: the text is not of that form, the module cannot be imported, or it has no such name.
+    """
+    module_name, _, attribute = text.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"{text!r} names nothing to import; write package.module:name")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        value: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{text!r}: no module {error.name!r}; is it installed, or in the current folder?") from error
+    for part in attribute.split("."):
+        if not hasattr(value, part):
+            names = [name for name in vars(value) if not name.startswith("_")]
+            raise ValueError(f"{text!r}: {module_name} has no {part!r}; {nearest(part, names)}")
+        value = getattr(value, part)
+    return value
+
+
+# --- out -------------------------------------------------------------------------------------------------------------
+
+
+def _function(function: collections.abc.Callable) -> dict[str, Any]:
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        source = repr(type(function))
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    return {"function": f"{getattr(function, '__module__', '?')}:{name}", "source": digest}
+
+
+def resumable(value: Any) -> bool:
+    """Tells whether a setting can be read back in another process: a lambda or a local function cannot."""
+    return "<" not in json.dumps(to_json(value))
+
+
+def _path_text(path: Path) -> str:
+    return str(path)
+
+
+def _path_content(path: Path) -> str:
+    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def to_json(value: Any, path: collections.abc.Callable[[Path], str] = _path_text) -> Any:
+    """Turns settings into plain JSON values; choices carry their name as ``type``.
+
+    >>> from mithridate.core.perturbation import Linf
+    >>> to_json(Linf(eps=0.5))
+    {'type': 'linf', 'eps': 0.5}
+    """
+    inner = functools.partial(to_json, path=path)
+    if isinstance(value, Path):
+        return path(value)
+    if hasattr(value, "json_settings"):
+        return {"type": name_of(value), **inner(value.json_settings())}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        tag = {"type": name_of(value)} if isinstance(value, Choice) else {}
+        return {**tag, **{f.name: inner(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}}
+    if isinstance(value, dict):
+        return {str(key): inner(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [inner(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if callable(value):
+        return _function(value)
+    raise TypeError(f"{type(value).__name__} is no setting: settings are numbers, text, paths, tuples and dataclasses")
+
+
+def identity(value: Any) -> str:
+    """Returns the content address of settings: equal work has an equal identity, whatever the paths of files.
+
+    >>> identity({"a": 1}) == identity({"a": 1}), identity({"a": 1}) == identity({"a": 2})
+    (True, False)
+    """
+    content = json.dumps([SCHEMA, to_json(value, _path_content)], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+# --- in --------------------------------------------------------------------------------------------------------------
+
+
+def _number(value: Any, kind: type) -> Any:
+    if isinstance(value, str):
+        try:
+            value = Fraction(value) if "/" in value else float(value)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"{value!r} is not a number") from None
+    if isinstance(value, bool) or not isinstance(value, (int, float, Fraction)):
+        raise ValueError(f"{value!r} is not a number")
+    if kind is int and value != int(value):
+        raise ValueError(f"{value!r} is not a whole number")
+    return kind(value)
+
+
+def _boolean(value: Any, _: type) -> bool:
+    if isinstance(value, str) and value.lower() in ("true", "false", "yes", "no"):
+        return value.lower() in ("true", "yes")
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"{value!r} is neither true nor false")
+
+
+def _text(value: Any, _: type) -> str:
+    if isinstance(value, str):
+        return value
+    raise ValueError(f"{value!r} is not text")
+
+
+def _structure_dataclass(data: Any, cls: type) -> Any:
+    """Builds a dataclass from its settings; an unknown setting is an error that names the nearest one."""
+    label = name_of(cls) if issubclass(cls, Choice) else cls.__name__
+    if not isinstance(data, dict):
+        raise ValueError(f"{label}: expected its settings, got {data!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    hints = typing.get_type_hints(cls)
+    settings = {}
+    for key, value in data.items():
+        if key not in fields:
+            raise ValueError(f"{label} has no setting {key!r}; {nearest(key, fields)}")
+        try:
+            settings[key] = _converter.structure(value, hints[key])
+        except (ValueError, TypeError, cattrs.BaseValidationError) as error:
+            raise ValueError(f"{label}: {key}: {error}") from error
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in settings
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{label} needs {', '.join(missing)}")
+    return cls(**settings)
+
+
+def class_of(base: type[T], name: str) -> type[T]:
+    """Finds the member of a family by name, or by ``module:Class``.
+
+    Raises:
+        ValueError: no such member; the message names the nearest one.
+    """
+    if ":" in name:
+        return resolve(name)
+    known = choices(base)
+    if name not in known:
+        raise ValueError(f"no {base.__name__.lower()} is called {name!r}; {nearest(name, known)}")
+    return known[name]
+
+
+def _structure_choice(data: Any, base: type) -> Any:
+    if isinstance(data, str):
+        return parse(base, data)
+    if not isinstance(data, dict):
+        raise ValueError(f"expected a {base.__name__.lower()} by name or with its settings, got {data!r}")
+    data = dict(data)
+    name = data.pop("type", None)
+    if name is None and not inspect.isabstract(base):
+        return _structure_dataclass(data, base)
+    if name is None:
+        raise ValueError(f"a {base.__name__.lower()} needs its 'type'; {nearest('', choices(base))}")
+    cls = class_of(base, name)
+    if hasattr(cls, "from_json_settings"):
+        return cls.from_json_settings(data)
+    return _structure_dataclass(data, cls)
+
+
+def _structure_function(data: Any, _: Any) -> Any:
+    return resolve(data["function"]) if isinstance(data, dict) else data
+
+
+def _is_function(kind: Any) -> bool:
+    return typing.get_origin(kind) is collections.abc.Callable or (
+        typing.get_origin(kind) in (typing.Union, types.UnionType)
+        and any(typing.get_origin(arm) is collections.abc.Callable for arm in typing.get_args(kind))
+    )
+
+
+def _optional_choice(kind: Any) -> type | None:
+    arms = [arm for arm in typing.get_args(kind) if arm is not type(None)]
+    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return arms[0] if is_union and len(arms) == 1 and isinstance(arms[0], type) else None
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=False)
+    for kind, hook in {int: _number, float: _number, bool: _boolean, str: _text}.items():
+        converter.register_structure_hook(kind, hook)
+    converter.register_structure_hook(Path, lambda value, _: Path(value))
+    converter.register_structure_hook_func(_is_function, _structure_function)
+    converter.register_structure_hook_func(
+        lambda kind: isinstance(kind, type) and dataclasses.is_dataclass(kind), _structure_dataclass
+    )
+    converter.register_structure_hook_func(
+        lambda kind: isinstance(kind, type) and issubclass(kind, Choice), _structure_choice
+    )
+    converter.register_structure_hook_func(
+        lambda kind: _optional_choice(kind) is not None,
+        lambda value, kind: None if value is None else converter.structure(value, _optional_choice(kind)),
+    )
+    return converter
+
+
+_converter = _make_converter()
+
+
+def from_json(data: Any, kind: type[T]) -> T:
+    """Builds settings from JSON values; the inverse of ``to_json``.
+
+    Numbers may be written as fractions (``"8/255"``).
+
+    Raises:
+        ValueError: an unknown type or setting (the message names the nearest), or a value of the wrong kind.
+    """
+    return _converter.structure(data, kind)
+
+
+def _split(text: str) -> list[str]:
+    parts, depth, start = [], 0, 0
+    for position, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            parts.append(text[start:position])
+            start = position + 1
+    return [part for part in (*parts, text[start:]) if part]
+
+
+def parse(base: type[T], text: str) -> T:
+    """Builds a choice from what people type: ``name``, ``name:setting=value,...`` or ``name(setting=value,...)``.
+
+    >>> from mithridate.core.perturbation import Ball
+    >>> parse(Ball, "linf:eps=8/255").eps == 8 / 255
+    True
+    """
+    match = re.fullmatch(r"([\w-]+)(?::(.*)|\((.*)\))?", text.strip(), re.DOTALL)
+    if match is None:
+        return _structure_choice({"type": text}, base)
+    settings = {}
+    for part in _split(match[2] or match[3] or ""):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"{text!r}: {part!r} is no setting; write {match[1]}:setting=value,setting=value")
+        settings[key.strip().replace("-", "_")] = None if value.strip() == "none" else value.strip()
+    return _structure_choice({"type": match[1], **settings}, base)

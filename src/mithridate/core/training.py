@@ -1,0 +1,382 @@
+"""The training engine: a recipe says how a model is trained; everything is written for one model and one batch."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mithridate.core import models
+from mithridate.core.batch import Batch, BatchTransform, GradientRule, RowRule, Sampler
+from mithridate.core.data import ImageData
+from mithridate.core.ensemble import Ensemble, features
+from mithridate.core.gradient_rules import Mean
+from mithridate.core.guarantees import Guarantee
+from mithridate.core.heads import fit_head
+from mithridate.core.memory import in_chunks
+from mithridate.core.progress import track
+from mithridate.core.sampling import Shuffled
+from mithridate.core.schedules import Schedule, StepDecay
+from mithridate.core.schema import Choice
+from mithridate.core.seeds import derive, stream
+from mithridate.core.transforms import Flip, Shift
+
+EVALUATION_BATCH = 1000
+
+
+class Prediction(NamedTuple):
+    """What M predictors say of B images."""
+
+    scores: Tensor
+    """[M, B, K]: logits, votes or probabilities; the largest wins."""
+    abstained: Tensor
+    """[M, B] bool: the predictor refused to answer."""
+    radius: Tensor | None
+    """[M, B] int64: how many training rows may be inserted or deleted without changing the answer; None: no certificate."""
+
+
+Predictor = Callable[[Tensor], Prediction]
+"""Images [B, C, H, W] in [0, 1] -> Prediction."""
+
+Watch = Callable[[int, int, Predictor], None]
+"""Called after each epoch with the member, the epoch and a predictor of that one member."""
+
+
+class Fitted(NamedTuple):
+    """What training returns; M is the number of (data set, seed) pairs."""
+
+    models: Ensemble
+    """Trained modules in eval mode (a vote holds M x parts of them)."""
+    predictor: Predictor
+    """Answers for all M at once."""
+    history: dict[str, list]
+    """Per member: ``loss``, the mean training loss of each epoch."""
+    kept: list[Tensor | None]
+    """Per member the row ids that the final fit used; None: all of them."""
+    guarantees: tuple[Guarantee, ...] = ()
+    """What the whole procedure proves."""
+
+
+class Learner(Choice, ABC):
+    """Anything that trains one model per (data set, seed)."""
+
+    home: ClassVar[str] = "mithridate.core.training"
+
+    @property
+    @abstractmethod
+    def recipe(self) -> Recipe | None:
+        """The innermost recipe; None where the user's own code trains."""
+
+    @abstractmethod
+    def fit(
+        self,
+        datasets: Sequence[ImageData],
+        seeds: Sequence[int],
+        *,
+        trusted: ImageData | None = None,
+        watch: Watch | None = None,
+    ) -> Fitted:
+        """Trains one model for each data set and seed; sees neither test data nor targets nor which rows are poisoned."""
+
+
+class Classifier(nn.Module):
+    """Normalisation and network in one module: images in [0, 1] to float32 logits.
+
+    In train mode the network runs in bfloat16 where ``bf16`` is set; in eval mode always in float32.
+    """
+
+    def __init__(self, network: nn.Module, normalize: nn.Module, *, bf16: bool) -> None:
+        super().__init__()
+        self.normalize, self.network, self.bf16 = normalize, network, bf16
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps images [B, C, H, W] in [0, 1] to logits [B, K]."""
+        images = self.normalize(images).contiguous(memory_format=torch.channels_last)
+        if not (self.bf16 and self.training):
+            return self.network(images).float()
+        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            return self.network(images).float()
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Tells whether bfloat16 training is faster there: GPUs that have it, CPUs with instructions for it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return device.type == "cpu" and bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+
+def predictor_of(models: Ensemble) -> Predictor:
+    """Returns the plain predictor of an ensemble: logits, never abstaining, no certificate."""
+
+    def predict(images: Tensor) -> Prediction:
+        with torch.no_grad():
+            scores = models.logits(images)
+        return Prediction(scores, torch.zeros(scores.shape[:2], dtype=torch.bool, device=scores.device), None)
+
+    return predict
+
+
+def _mean_and_std(data: ImageData) -> tuple[Tensor, Tensor]:
+    """Returns the mean and deviation [C] of all pixels, from the counts of the 256 byte values: exact in any order."""
+    counts = torch.zeros(data.shape[0], 256, dtype=torch.float64)
+    for rows in data.ids.split(10_000):
+        pixels = data.pixels(rows).transpose(0, 1).flatten(1)
+        counts += torch.stack([torch.bincount(channel.long(), minlength=256) for channel in pixels]).cpu()
+    value = torch.arange(256, dtype=torch.float64) / 255
+    share = counts / counts.sum(1, keepdim=True)
+    mean = share @ value
+    std = (share @ value.square() - mean.square()).clamp_min(0).sqrt()
+    return mean.float(), torch.where(std > 1e-4, std, 1.0).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Learner):
+    """How a model is trained: SGD from scratch, fine-tuning, or a new head on frozen features.
+
+    >>> Recipe(model="convnet", epochs=2).batch_size
+    128
+    """
+
+    model: str | Callable[[int], nn.Module] = "convnet"
+    """Built-in name, "package.module:function", or a function from the number of classes to a module."""
+    normalize: Literal["data", "none"] = "data"
+    """"data": subtract the mean and divide by the deviation of the training set, inside the model."""
+    epochs: int = 40
+    """Passes over the training set."""
+    batch_size: int = 128
+    """Images per step."""
+    learning_rate: float = 0.1
+    """Largest learning rate of SGD."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = True
+    """Nesterov's form of momentum."""
+    weight_decay: float = 5e-4
+    """L2 penalty on all trained parameters."""
+    schedule: Schedule = StepDecay()
+    """How the learning rate changes over training."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of training; auto: bf16 where the machine computes it faster."""
+    sampler: Sampler = Shuffled()
+    """How batches are drawn."""
+    transforms: tuple[BatchTransform, ...] = (Flip(), Shift())
+    """What happens to each batch before the step, in this order."""
+    gradient: GradientRule = Mean()
+    """How a step gets its gradient."""
+    row_rule: RowRule | None = None
+    """Drops rows between epochs."""
+    start_from: Path | None = None
+    """Safetensors weights to start from instead of a random network."""
+    trainable: Literal["all", "head"] = "all"
+    """"head": the body stays frozen in eval mode and a fresh last Linear is trained (to convergence where nothing
+    is drawn at random, that is without transforms and with the plain mean gradient)."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"epochs": 0, "batch_size": 1, "learning_rate": 0, "weight_decay": 0, "momentum": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.trainable == "head" and self.start_from is None:
+            raise ValueError("trainable='head' freezes the body, so start_from must name the weights of a trained one")
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe itself."""
+        return self
+
+    def module(self, data: ImageData, seed: int) -> Classifier:
+        """Builds the module that training starts from, on the data's device."""
+        network = models.build(self.model, len(data.classes), data.shape, seed)
+        normalize = models.Normalize(*_mean_and_std(data)) if self.normalize == "data" else nn.Identity()
+        bf16 = self.precision == "bf16" or (self.precision == "auto" and bf16_pays(data.device))
+        module = Classifier(network, normalize, bf16=bf16)
+        if self.start_from is not None:
+            load_weights(module, self.start_from, fresh_head=self.trainable == "head")
+        return module.to(data.device, memory_format=torch.channels_last)
+
+    def start(self, data: ImageData, seed: int) -> TrainingState:
+        """Begins training; the caller advances it."""
+        return TrainingState(self, data, seed)
+
+    def states(self, data: ImageData, seed: int) -> Iterator[TrainingState]:
+        """Trains, yielding the state after each epoch."""
+        state = self.start(data, seed)
+        for _ in range(self.epochs):
+            state.run_epoch()
+            yield state
+
+    def fit(
+        self,
+        datasets: Sequence[ImageData],
+        seeds: Sequence[int],
+        *,
+        trusted: ImageData | None = None,
+        watch: Watch | None = None,
+    ) -> Fitted:
+        """Trains one model after the other; what one becomes does not depend on the others."""
+        pairs = list(zip(datasets, seeds, strict=True))
+        states = []
+        work = ((i, epoch) for i in range(len(pairs)) for epoch in range(max(1, self.epochs)))
+        for i, epoch in track(work, "training", total=len(pairs) * max(1, self.epochs)):
+            if epoch == 0:
+                states.append(self.start(*pairs[i]))
+                if self._solves_head():
+                    states[i].solve_head()
+            if self.epochs and not self._solves_head():
+                states[i].run_epoch()
+            if watch is not None:
+                states[i].module.eval()
+                watch(i, epoch, predictor_of(Ensemble([states[i].module])))
+        return self.fitted(
+            [state.module for state in states],
+            {"loss": [state.losses for state in states]},
+            [state.rows if self.row_rule else None for state in states],
+        )
+
+    def fitted(self, modules: Sequence[nn.Module], history: dict[str, list], kept: list[Tensor | None]) -> Fitted:
+        """Wraps trained modules."""
+        ensemble = Ensemble([module.eval() for module in modules])
+        return Fitted(ensemble, predictor_of(ensemble), history, kept)
+
+    def _solves_head(self) -> bool:
+        return self.trainable == "head" and not self.transforms and isinstance(self.gradient, Mean)
+
+
+class TrainingState:
+    """One model in training: module, optimiser, and the random streams of this member alone."""
+
+    def __init__(self, recipe: Recipe, data: ImageData, seed: int) -> None:
+        self.recipe, self.data = recipe, data
+        self.restart(seed)
+
+    def restart(self, seed: int) -> None:
+        """Forgets everything and starts again from a seed."""
+        self.seed, self.epoch, self.steps, self.losses = seed, 0, 0, []
+        self.rows = self.data.ids
+        self.module = self.recipe.module(self.data, seed)
+        if self.recipe.trainable == "head":
+            self.module.requires_grad_(False)
+            models.last_linear(self.module).requires_grad_(True)
+        self._random = {name: stream(seed, name) for name in ("batches", "transforms", "gradient", "rows")}
+        recipe = self.recipe
+        self.optimizer = torch.optim.SGD(
+            [p for p in self.module.parameters() if p.requires_grad],
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov and recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
+            foreach=True,
+        )
+
+    @property
+    def progress(self) -> float:
+        """Share of the training done, 0..1."""
+        per_epoch = self.recipe.sampler.batches(len(self.rows), self.recipe.batch_size)
+        return self.steps / max(1, per_epoch * self.recipe.epochs)
+
+    def batches(self) -> Iterator[Batch]:
+        """Yields the untransformed batches of one epoch."""
+        classes = len(self.data.classes)
+        for rows in self.recipe.sampler(self.rows, self.recipe.batch_size, self._random["batches"]):
+            targets = F.one_hot(self.data.labels_of(rows), classes).float()
+            yield Batch(self.data.floats(rows), targets, rows, self.progress)
+
+    def advance(self, batch: Batch) -> Tensor:
+        """Transforms a batch and takes one step; returns the mean loss []."""
+        recipe, random = self.recipe, self._random
+        self.module.train(recipe.trainable == "all")
+        # Dropout and the like draw from torch's global generator: give each step its own stream, and put the old one back.
+        with torch.random.fork_rng(devices=[self.data.device] if self.data.device.type == "cuda" else []):
+            torch.manual_seed(derive(self.seed, "dropout", self.steps))
+            for transform in recipe.transforms:
+                batch = transform(batch, self.module, random["transforms"])
+            gradients, loss = recipe.gradient(self.module, batch, random["gradient"])
+        for name, parameter in self.module.named_parameters():
+            parameter.grad = gradients.get(name)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * recipe.schedule(batch.progress)
+        self.optimizer.step()
+        self.steps += 1
+        return loss
+
+    def run_epoch(self) -> None:
+        """Trains for one epoch; a row rule then drops rows for the epochs to come."""
+        losses = [self.advance(batch) for batch in self.batches()]
+        self.epoch += 1
+        self.losses.append(float(torch.stack(losses).mean()))
+        if not self.losses[-1] < float("inf"):
+            warnings.warn(
+                f"training diverged in epoch {self.epoch} (loss {self.losses[-1]}); lower learning_rate "
+                f"from {self.recipe.learning_rate}",
+                stacklevel=2,
+            )
+        if self.recipe.row_rule is not None:
+            rule = self.recipe.row_rule
+            self.rows = rule(
+                self.epoch / self.recipe.epochs, self.module, self.data.select(self.rows), self._random["rows"]
+            )
+
+    def solve_head(self) -> None:
+        """Trains a fresh last Linear on the frozen features, to convergence."""
+        with torch.no_grad():
+            found = in_chunks(
+                lambda rows: features(self.module, self.data.floats(rows)), self.data.ids, EVALUATION_BATCH
+            )
+        targets = F.one_hot(self.data.labels_of(self.data.ids), len(self.data.classes))
+        head = models.last_linear(self.module)
+        solved, loss = fit_head(found, targets, head, self.recipe.weight_decay)
+        head.load_state_dict(solved.state_dict())
+        self.epoch, self.losses = self.recipe.epochs, [loss]
+
+
+def load_weights(module: Classifier, path: Path, *, fresh_head: bool) -> None:
+    """Loads safetensors weights into a classifier, or a plain state dict into its network.
+
+    Args:
+        module: what to fill.
+        path: a file written by ``save_weights``, or the state dict of the network alone.
+        fresh_head: leave the last Linear as it is (its shape may then differ).
+
+    Raises:
+        ValueError: names or shapes do not fit.
+    """
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ValueError(f"start_from is {path}, which is no file; give safetensors weights")
+    weights = load_file(path)
+    own = module.state_dict()
+    if not any(name.startswith("network.") for name in weights):
+        weights = {f"network.{name}": value for name, value in weights.items()}
+    head = models.last_linear(module) if fresh_head else None
+    fresh = {name for name, value in own.items() if head is not None and value.data_ptr() in _pointers(head)}
+    wrong = [
+        f"{name} {list(own[name].shape)}"
+        + (f" (file: {list(weights[name].shape)})" if name in weights else " (missing)")
+        for name in own
+        if name not in fresh
+        and not name.startswith("normalize.")
+        and (name not in weights or weights[name].shape != own[name].shape)
+    ]
+    if wrong:
+        raise ValueError(f"{path} does not fit the model: {'; '.join(wrong[:5])}; was it trained with another model?")
+    known = {name: value for name, value in weights.items() if name in own and name not in fresh}
+    module.load_state_dict(own | known)
+
+
+def _pointers(module: nn.Module) -> set[int]:
+    return {value.data_ptr() for value in module.state_dict().values()}
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Writes a module's state as safetensors."""
+    from safetensors.torch import save_file
+
+    save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, path)

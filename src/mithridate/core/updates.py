@@ -1,0 +1,174 @@
+"""How a search inside a ball moves: signed Adam, Adam, sign steps, forward-backward splitting."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mithridate.core.schema import Choice
+
+
+def step_decay(progress: float) -> float:
+    """Returns the factor of the field's three-step schedule: x 0.1 at 3/8, 5/8 and 7/8 of the way.
+
+    >>> [round(step_decay(p), 4) for p in (0.0, 0.375, 0.7, 0.9)]
+    [1.0, 0.1, 0.01, 0.001]
+    """
+    return 0.1 ** sum(progress >= share for share in (3 / 8, 5 / 8, 7 / 8))
+
+
+class Stepper(ABC):
+    """One search in progress: an update together with what it remembers."""
+
+    @abstractmethod
+    def step(self, params: Tensor, value: Tensor, gradient: Tensor, progress: float) -> Tensor:
+        """Returns the next parameters, not yet projected."""
+
+    def final(self, params: Tensor) -> Tensor:
+        """Returns the parameters to keep at the end."""
+        return params
+
+
+class Update(Choice, ABC):
+    """How a search moves."""
+
+    @abstractmethod
+    def begin(self, base: Tensor, rng: torch.Generator) -> Stepper:
+        """Starts a search around the base images."""
+
+
+class _AdamStepper(Stepper):
+    def __init__(self, update: Adam | SignedAdam, signed: bool) -> None:
+        self.update, self.signed, self.count = update, signed, 0
+        self.mean = self.square = torch.zeros(())
+
+    def step(self, params: Tensor, value: Tensor, gradient: Tensor, progress: float) -> Tensor:
+        first, second = self.update.betas
+        gradient = gradient.sign() if self.signed else gradient
+        if self.count == 0:
+            self.mean, self.square = torch.zeros_like(params), torch.zeros_like(params)
+        self.count += 1
+        self.mean = first * self.mean + (1 - first) * gradient
+        self.square = second * self.square + (1 - second) * gradient.square()
+        mean, square = self.mean / (1 - first**self.count), self.square / (1 - second**self.count)
+        lr = self.update.lr * (step_decay(progress) if self.update.decay else 1)
+        return params - lr * mean / (square.sqrt() + 1e-8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignedAdam(Update):
+    """Adam fed with the sign of the gradient: sign descent with momentum and bias correction.
+
+    Reference: Geiping, Fowl et al. "Witches' Brew: Industrial Scale Data Poisoning via Gradient Matching". ICLR 2021.
+    arXiv 2009.02276. Their step 0.1 is in units of normalised pixels; 0.025 is the same step for pixels in [0, 1] and a
+    channel deviation of 0.25.
+    """
+
+    lr: float = 0.025
+    """Step in pixels of [0, 1]."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Averaging of the gradient and of its square."""
+    decay: bool = True
+    """Whether the step falls by 10 at 3/8, 5/8 and 7/8 of the steps."""
+
+    def begin(self, base: Tensor, rng: torch.Generator) -> Stepper:
+        return _AdamStepper(self, signed=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(Update):
+    """Adam on the gradient itself."""
+
+    lr: float = 0.01
+    """Step in pixels of [0, 1]."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Averaging of the gradient and of its square."""
+    decay: bool = False
+    """Whether the step falls by 10 at 3/8, 5/8 and 7/8 of the steps."""
+
+    def begin(self, base: Tensor, rng: torch.Generator) -> Stepper:
+        return _AdamStepper(self, signed=False)
+
+
+class _SignStepper(Stepper):
+    def __init__(self, update: SignStep, rng: torch.Generator) -> None:
+        self.update, self.rng = update, rng
+
+    def step(self, params: Tensor, value: Tensor, gradient: Tensor, progress: float) -> Tensor:
+        low, high = self.update.low, self.update.high
+        draw = torch.rand(len(params), generator=self.rng).to(params.device)
+        return params - (low + (high - low) * draw)[:, None, None, None] * gradient.sign()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignStep(Update):
+    """A step against the sign of the gradient, its length drawn from [low, high] per image and step; equal ends: PGD.
+
+    Reference: Madry et al. "Towards Deep Learning Models Resistant to Adversarial Attacks". ICLR 2018. arXiv 1706.06083;
+    random steps: Chiang et al. "WITCHcraft: Efficient PGD attacks with random step size". ICASSP 2020. arXiv 1911.07989.
+    """
+
+    low: float = 2 / 255
+    """Shortest step in pixels of [0, 1]."""
+    high: float = 2 / 255
+    """Longest step."""
+
+    def begin(self, base: Tensor, rng: torch.Generator) -> Stepper:
+        return _SignStepper(self, rng)
+
+
+class _ForwardBackwardStepper(Stepper):
+    """Keeps the last accepted iterate of each image; a candidate that raises its objective is rejected.
+
+    A candidate is judged by the evaluation that follows it, so the very last one is never kept.
+    """
+
+    def __init__(self, update: ForwardBackward, base: Tensor) -> None:
+        self.update, self.base = update, base
+        self.lr = torch.full((len(base), 1, 1, 1), update.lr, device=base.device)
+        self.best = torch.full((len(base), 1, 1, 1), torch.inf, device=base.device)
+        self.accepted = self.slope = base
+
+    def _accept(self, params: Tensor, value: Tensor) -> Tensor:
+        change = (params - self.base).flatten(1).square().sum(1)
+        total = (value + self.update.beta / 2 * change)[:, None, None, None]
+        better = total <= self.best
+        self.best = torch.where(better, total, self.best)
+        self.accepted = torch.where(better, params, self.accepted)
+        return better
+
+    def step(self, params: Tensor, value: Tensor, gradient: Tensor, progress: float) -> Tensor:
+        if value.ndim != 1:
+            raise TypeError(
+                "forward-backward splitting accepts or rejects each image, so its objective is one per image"
+            )
+        better = self._accept(params, value)
+        self.slope = torch.where(better, gradient, self.slope)
+        self.lr = torch.where(better, self.lr, 0.2 * self.lr)
+        forward = self.accepted - self.lr * self.slope
+        return (forward + self.lr * self.update.beta * self.base) / (1 + self.lr * self.update.beta)
+
+    def final(self, params: Tensor) -> Tensor:
+        return self.accepted
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardBackward(Update):
+    """Forward-backward splitting of f(x) + beta/2 |x - base|^2: a gradient step on f, the proximal map of the penalty.
+
+    A candidate that raises the objective of its image is rejected and the step of that image shrinks to a fifth.
+
+    Reference: Shafahi et al. "Poison Frogs! Targeted Clean-Label Poisoning Attacks on Neural Networks". NeurIPS 2018.
+    arXiv 1804.00792, Algorithm 1. Deviation: the accept test uses the objective of the iterate itself.
+    """
+
+    lr: float = 0.01
+    """First step."""
+    beta: float = 0.25
+    """Weight of the penalty on the distance to the base."""
+
+    def begin(self, base: Tensor, rng: torch.Generator) -> Stepper:
+        return _ForwardBackwardStepper(self, base)

@@ -1,0 +1,218 @@
+"""Cells: trials that differ in nothing but their seed, and the control cells that each of them is compared with.
+
+Works on the plain JSON of trials and results, so that old results folders, other languages and tests need no objects.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+from mithridate.experiments.statistics import Mean, difference, mean
+
+Pair = tuple[dict[str, Any], dict[str, Any]]
+"""trial.json and result.json, read."""
+
+CONTROLS = ("random-noise", "no-attack")
+"""Attacks that are there to be compared with, the stricter first."""
+SCENARIOS = ("from scratch", "fine-tuning", "transfer")
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """Trials that share all settings but the seed: one seed = one drawn case = one independent unit."""
+
+    setting: dict[str, Any]
+    """trial.json of any of them."""
+    trials: dict[int, Pair]
+    """By seed, ascending."""
+
+    @property
+    def attack(self) -> str:
+        """Name of the attack."""
+        return self.setting["attack"]["type"]
+
+    @property
+    def control(self) -> bool:
+        """Whether this is something to compare with, not an attack."""
+        return self.attack in CONTROLS
+
+    @property
+    def defenses(self) -> list[dict[str, Any]]:
+        """Settings of the defences, in the order in which they wrap the learner."""
+        return list(self.setting.get("defenses") or ())
+
+    @property
+    def triggered(self) -> bool:
+        """Whether outcomes are triggered test images (a backdoor) and not chosen targets."""
+        return goal_of(self.setting) == "backdoor"
+
+    @property
+    def scenario(self) -> str:
+        """From scratch, fine-tuning or transfer."""
+        learner = self.setting.get("learner") or {}
+        if self.setting.get("pretrain") or learner.get("trainable") == "head":
+            return "transfer"
+        return "fine-tuning" if learner.get("start_from") else "from scratch"
+
+    @cached_property
+    def results(self) -> list[dict[str, Any]]:
+        """result.json of each trial, by seed."""
+        return [result for _, result in self.trials.values()]
+
+    def outcomes(self, key: str, eligible: dict[int, list[bool]] | None = None) -> dict[int, list[float]]:
+        """Outcomes of each trial as one list, victim after victim; optionally of the eligible targets alone."""
+        found = {}
+        for seed, (_, result) in self.trials.items():
+            keep = None if eligible is None else eligible.get(seed, [])
+            rows = result["outcome"].get(key) or []
+            found[seed] = [
+                value
+                for victim in rows
+                for index, value in enumerate(victim)
+                if value is not None and (keep is None or (index < len(keep) and keep[index]))
+            ]
+        return found
+
+    def accuracies(self) -> list[float]:
+        """Independent values of clean test accuracy: one per trial; for a single poison one per victim.
+
+        Clean victims are shared by all cases of a study, so an unattacked cell counts each of them once.
+        """
+        lists = [result["outcome"].get("accuracy") or [] for result in self.results]
+        if self.attack == "no-attack":
+            shared = {trial.get("surrogate_seed", 0): [] for trial, _ in self.trials.values()}
+            for (trial, _), values in zip(self.trials.values(), lists, strict=True):
+                shared[trial.get("surrogate_seed", 0)] = max(shared[trial.get("surrogate_seed", 0)], values, key=len)
+            return [value for values in shared.values() for value in values]
+        lists = [values for values in lists if values]
+        return lists[0] if len(lists) == 1 else [fmean(values) for values in lists]
+
+    def notes(self) -> dict[str, Mean]:
+        """What the attack noted about itself (its final objective), over trials."""
+        notes = [(result.get("poison") or {}).get("notes") or {} for result in self.results]
+        names = sorted({name for note in notes for name in note})
+        numbers = {name: [note[name] for note in notes if is_number(note.get(name))] for name in names}
+        return {name: mean(values) for name, values in numbers.items() if values}
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number (True is not)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def goal_of(trial: dict[str, Any]) -> str:
+    """Name of the attacker's goal in a trial.json."""
+    return (trial["threat"].get("goal") or {}).get("type", "misclassify")
+
+
+def canonical(value: Any) -> str:
+    """Text that is equal for equal settings."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def cells(pairs: Iterable[Pair]) -> list[Cell]:
+    """Group finished trials; of two with the same seed the one with more victims stays (it includes the other)."""
+    groups: dict[str, dict[int, Pair]] = {}
+    for trial, result in pairs:
+        key = canonical({name: value for name, value in trial.items() if name not in ("seed", "victims", "id")})
+        group = groups.setdefault(key, {})
+        seed = int(trial.get("seed", 0))
+        if seed not in group or trial.get("victims", 1) > group[seed][0].get("victims", 1):
+            group[seed] = (trial, result)
+    made = [Cell(next(iter(group.values()))[0], dict(sorted(group.items()))) for group in groups.values()]
+    return sorted(made, key=_order)
+
+
+def _order(cell: Cell) -> tuple:
+    rank = CONTROLS.index(cell.attack) + 1 if cell.control else 0
+    threat = cell.setting["threat"]
+    return (
+        SCENARIOS.index(cell.scenario),
+        canonical(cell.setting["data"]),
+        canonical(cell.setting.get("learner")),
+        bool(cell.triggered),
+        threat.get("budget", 0),
+        canonical(threat),
+        len(cell.defenses),
+        canonical(cell.defenses),
+        rank,
+        cell.attack,
+        bool(cell.setting.get("adaptive")),
+        canonical(cell.setting),
+    )
+
+
+def _place(cell: Cell, *without: str) -> str:
+    """What two cells must share to be compared; an attacker's means (attack, surrogate, adaptive) never count."""
+    skip = {"seed", "victims", "id", "attack", "surrogate", "adaptive", *without}
+    return canonical({name: value for name, value in cell.setting.items() if name not in skip})
+
+
+def _aim(cell: Cell) -> str:
+    threat = cell.setting["threat"]
+    return canonical([threat.get("goal"), threat.get("targets", 1), threat.get("case")])
+
+
+def control_of(cell: Cell, others: Sequence[Cell], name: str) -> Cell | None:
+    """The control cell of that name in the same place (data, learner, defences).
+
+    It must have the same threat model. `no-attack` uses no budget, so there the same aim (goal, targets) is enough.
+    """
+    same = [o for o in others if o.attack == name and o is not cell and _place(o, "threat") == _place(cell, "threat")]
+    exact = [o for o in same if canonical(o.setting["threat"]) == canonical(cell.setting["threat"])]
+    if name == "no-attack":
+        exact = exact or [o for o in same if _aim(o) == _aim(cell)]
+    return max(exact, key=lambda o: len(o.trials.keys() & cell.trials.keys()), default=None)
+
+
+def undefended(cell: Cell, others: Sequence[Cell]) -> Cell | None:
+    """The same attack on the learner without defences; for an adaptive attack the static one."""
+    if not cell.defenses:
+        return None
+    same = [o for o in others if not o.defenses and _place(o, "defenses") == _place(cell, "defenses")]
+    return next((o for o in same if canonical(o.setting["attack"]) == canonical(cell.setting["attack"])), None)
+
+
+def clean(cell: Cell, others: Sequence[Cell]) -> Cell | None:
+    """The unattacked, undefended cell of the same data, learner and aim."""
+    place = _place(cell, "defenses", "threat")
+    same = [
+        o for o in others if o.attack == "no-attack" and not o.defenses and _place(o, "defenses", "threat") == place
+    ]
+    return next((o for o in same if _aim(o) == _aim(cell)), same[0] if same else None)
+
+
+def eligible(cell: Cell, unattacked: Cell | None) -> dict[int, list[bool]] | None:
+    """By seed, which targets most clean victims classify rightly; None where clean trials did not store `correct`."""
+    if unattacked is None or _aim(cell) != _aim(unattacked):
+        return None
+    found = {}
+    for seed in cell.trials:
+        victims = unattacked.trials[seed][1]["outcome"].get("correct") if seed in unattacked.trials else None
+        if victims:
+            found[seed] = [fmean(column) > 0.5 for column in zip(*victims, strict=True)]
+    return found or None
+
+
+def paired(first: Cell, second: Cell) -> Iterator[int]:
+    """Seeds at which both cells aim at the same targets."""
+    for seed in first.trials:
+        if seed in second.trials and _case(first, seed) == _case(second, seed):
+            yield seed
+
+
+def _case(cell: Cell, seed: int) -> tuple[Any, Any]:
+    case = cell.trials[seed][1].get("case") or {}
+    return case.get("target_rows"), case.get("intended")
+
+
+def cost(cell: Cell, unattacked: Cell | None) -> Mean | None:
+    """Accuracy lost against the clean, undefended cell, as a share (0.01 = one point); None for that cell itself."""
+    if unattacked is None or unattacked is cell:
+        return None
+    return difference(unattacked.accuracies(), cell.accuracies())

@@ -1,0 +1,398 @@
+"""Intervals and tests that fit a few targets, each with a few victims.
+
+Everything here is a pure function of plain numbers. Three conventions hold throughout:
+
+* The independent unit is the *target* (a trial: one drawn case and its poison). Victims trained on the same poison, and
+  the triggered images of one backdoor, repeat that unit: they sharpen its rate and never count as new targets.
+* Intervals are two-sided at 95 %. Tests of "the attack beats its control" are one-sided and ask for p <= `LEVEL` =
+  0.025, as strict as the interval and as a two-sided test at 5 %.
+* Outcomes are ragged, ``outcomes[target][victim]``: targets may have different numbers of victims.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.025
+"""One-sided level below which a difference counts as shown."""
+FEWEST_PAIRS = math.ceil(-math.log2(LEVEL))
+"""With fewer pairs no exact paired test can reach `LEVEL`."""
+CONFIDENCE = 0.95
+"""Two-sided confidence of every interval."""
+EXACT_PAIRS = 15
+"""Up to this many pairs all 2^n sign flips are enumerated (32,768 at most)."""
+BOOTSTRAP_CLUSTERS = 20
+"""Fewest clusters for which resampling clusters is trustworthy."""
+
+Outcomes = Sequence[Sequence[float]]
+Numbers = Sequence[float] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of successes with its interval.
+
+    >>> print(Rate(3, 20, 20.0, 0.052, 0.36))
+    15 % (5 to 36 %; 3 of 20)
+    """
+
+    successes: float
+    n: int
+    """Outcomes counted: targets x victims (x triggered images)."""
+    n_eff: float
+    """Independent outcomes that carry as much information as the `n` correlated ones."""
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        """Successes per outcome, in [0, 1]; NaN where nothing was counted."""
+        return self.successes / self.n if self.n else math.nan
+
+    def __str__(self) -> str:
+        span = f"{percent(self.low)} to {percent(self.high)} %"
+        return f"{percent(self.share)} % ({span}; {self.successes:g} of {self.n:,})" if self.n else "no outcomes"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its interval; `low` and `high` are None where `n` is too small to have one."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    """Independent values behind the mean."""
+
+
+@dataclass(frozen=True)
+class PairedSuccess:
+    """Paired comparison of success: on how many targets the first arm did better (wins) or worse (losses)."""
+
+    pairs: int
+    wins: int
+    losses: int
+    p: float
+
+    @property
+    def shown(self) -> bool:
+        """Whether the first arm is shown to do better at `LEVEL`."""
+        return self.p <= LEVEL
+
+
+@dataclass(frozen=True)
+class PairedMargin:
+    """Paired comparison of margins: the mean difference (first arm minus second), its interval and its one-sided p."""
+
+    difference: Mean
+    p: float
+    test: str
+
+    @property
+    def shown(self) -> bool:
+        """Whether the first arm's margins are shown to be larger."""
+        return self.p <= LEVEL
+
+
+def percent(share: float) -> str:
+    """Percentage without the sign, with a decimal only where rounding would claim 0 or 100.
+
+    >>> percent(0.118), percent(0.004), percent(0.997), percent(1.0), percent(0.02)
+    ('12', '0.4', '99.7', '100', '2')
+    """
+    value = 100 * share
+    if 0 < value < 1 or 99 < value < 100:
+        shown = f"{value:.1f}"
+        return {"0.0": "<0.1", "100.0": ">99.9", "1.0": "1", "99.0": "99"}.get(shown, shown)
+    return f"{value:.0f}"
+
+
+def intraclass_correlation(outcomes: Outcomes) -> float:
+    """How alike the outcomes of one target are, in [0, 1]: the one-way ANOVA estimator, clipped.
+
+    1 where victims of the same target never disagree (also when all targets agree with each other, where the estimator
+    is 0 / 0: nothing shows that victims are independent, so none count as such) and where no target has two victims.
+
+    Reference: Ridout, Demetrio, Firth. "Estimating intraclass correlation for binary data". Biometrics 55, 1999, the
+    ANOVA estimator with n0 for unequal group sizes.
+
+    >>> intraclass_correlation([[1, 1], [0, 0], [1, 1]])
+    1.0
+    """
+    groups = [np.asarray(g, dtype=float) for g in outcomes if len(g)]
+    sizes = np.array([len(g) for g in groups], dtype=float)
+    total, count = sizes.sum(), len(groups)
+    if count < 2 or total == count:
+        return 1.0
+    means = np.array([g.mean() for g in groups])
+    grand = (sizes * means).sum() / total
+    between = (sizes * (means - grand) ** 2).sum() / (count - 1)
+    within = sum(float(((g - m) ** 2).sum()) for g, m in zip(groups, means, strict=True)) / (total - count)
+    if within == 0:
+        return 1.0
+    typical = (total - (sizes**2).sum() / total) / (count - 1)
+    return float(np.clip((between - within) / (between + (typical - 1) * within), 0.0, 1.0))
+
+
+def effective_n(outcomes: Outcomes) -> float:
+    """Independent outcomes worth as much as these correlated ones: n / (1 + (V - 1) rho).
+
+    V is the mean number of victims per target weighted by victims (for equal numbers: that number; Kish's design effect
+    otherwise) and rho is `intraclass_correlation`. The result lies between the number of targets and n.
+
+    >>> effective_n([[1, 1], [0, 0], [1, 1]]), effective_n([[1], [0], [0]])
+    (3.0, 3.0)
+    """
+    sizes = np.array([len(g) for g in outcomes if len(g)], dtype=float)
+    if not len(sizes):
+        return 0.0
+    total = sizes.sum()
+    victims = (sizes**2).sum() / total
+    worth = total / (1 + (victims - 1) * intraclass_correlation(outcomes))
+    return float(np.clip(worth, len(sizes), total))
+
+
+def wilson(share: float, n: float, quantile: float | None = None) -> tuple[float, float]:
+    """Wilson's score interval; `n` need not be whole. `quantile` replaces the normal 97.5 % point.
+
+    Reference: Wilson. "Probable inference, the law of succession, and statistical inference". JASA 22, 1927.
+
+    >>> [round(x, 3) for x in wilson(3 / 20, 20)]
+    [0.052, 0.36]
+    """
+    if n <= 0:
+        return 0.0, 1.0
+    z = stats.norm.ppf(0.5 + CONFIDENCE / 2) if quantile is None else quantile
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # at the ends the interval touches 0 or 1 exactly; rounding would leave 1e-17
+    return float(0.0 if share == 0 else centre - half), float(1.0 if share == 1 else centre + half)
+
+
+def rate(outcomes: Outcomes) -> Rate:
+    """Success share of ``outcomes[target][victim]`` with a Wilson interval on `effective_n`.
+
+    Where targets have several victims the correlation is itself estimated from that many targets, so the normal
+    quantile gives way to Student's t with targets - 1 degrees of freedom: simulated coverage for 3 to 10 targets with
+    8 victims falls to 85 % with the former and stays at 93 % or more with the latter.
+
+    >>> print(rate([[1], [0], [0], [1]]))
+    50 % (15 to 85 %; 2 of 4)
+    """
+    groups = [g for g in outcomes if len(g)]
+    if not groups:
+        return Rate(0, 0, 0.0, 0.0, 1.0)
+    count = sum(len(g) for g in groups)
+    successes = float(sum(sum(g) for g in groups))
+    worth = effective_n(groups)
+    repeated = count > len(groups) > 1
+    quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(groups) - 1)) if repeated else None
+    low, high = wilson(successes / count, worth, quantile)
+    return Rate(int(successes) if successes.is_integer() else successes, count, worth, low, high)
+
+
+def mean(values: Numbers) -> Mean:
+    """Mean of independent values with Student's t interval (none for fewer than two values).
+
+    >>> mean([0.9])
+    Mean(value=0.9, low=None, high=None, n=1)
+    """
+    array = _finite(values)
+    if len(array) < 2:
+        return Mean(float(array[0]) if len(array) else math.nan, None, None, len(array))
+    value = float(array[0]) if np.ptp(array) == 0 else float(array.mean())
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
+    return Mean(value, value - half, value + half, len(array))
+
+
+def difference(first: Numbers, second: Numbers) -> Mean:
+    """Mean of `first` minus mean of `second` with Welch's interval: two unpaired groups of independent values.
+
+    `n` is the size of the smaller group; without two values in each there is no interval.
+
+    >>> round(difference([0.95, 0.96, 0.94], [0.90, 0.91, 0.89]).value, 3)
+    0.05
+    """
+    a, b = _finite(first), _finite(second)
+    if not len(a) or not len(b):
+        return Mean(math.nan, None, None, 0)
+    value, count = float(a.mean() - b.mean()), min(len(a), len(b))
+    if count < 2:
+        return Mean(value, None, None, count)
+    if np.ptp(a) == 0 and np.ptp(b) == 0:
+        return Mean(value, value, value, count)
+    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(CONFIDENCE)
+    return Mean(value, float(interval.low), float(interval.high), count)
+
+
+def paired_exact(first: Outcomes, second: Outcomes, alternative: str = "greater") -> PairedSuccess:
+    """Exact sign test of success, target by target; for one victim per target it is the exact McNemar test.
+
+    Target i of `first` is compared with target i of `second` by mean success over victims. Both arms use the same
+    number of victims (the first min(V1, V2)): a mean of 8 victims against a single one would break the symmetry that
+    the test stands on. Ties are dropped; under "no difference" each of the other targets is a fair coin.
+
+    Args:
+        first: outcomes[target][victim] of the arm expected to do better.
+        second: the same targets in the same order under the other arm.
+        alternative: "greater" (one-sided, the default), "less" or "two-sided".
+
+    Reference: McNemar. Psychometrika 12, 1947; sign test.
+
+    Raises:
+        ValueError: the arms have different numbers of targets.
+
+    >>> paired_exact([[1], [1], [1], [0]], [[0], [0], [0], [0]])
+    PairedSuccess(pairs=4, wins=3, losses=0, p=0.125)
+    """
+    _same_length(first, second)
+    pairs = [(a, b, min(len(a), len(b))) for a, b in zip(first, second, strict=True)]
+    steps = [sum(a[:victims]) - sum(b[:victims]) for a, b, victims in pairs if victims]
+    wins, losses = sum(s > 0 for s in steps), sum(s < 0 for s in steps)
+    decided = wins + losses
+    p = float(stats.binomtest(wins, decided, 0.5, alternative=alternative).pvalue) if decided else 1.0
+    return PairedSuccess(len(steps), wins, losses, p)
+
+
+def paired_margin(first: Numbers, second: Numbers) -> PairedMargin:
+    """One-sided paired test that the margins of `first` are larger, with the mean difference and its interval.
+
+    Up to `EXACT_PAIRS` pairs all sign flips of the differences are enumerated (exact when differences are symmetric
+    about 0 under "no difference"); beyond, scipy's Wilcoxon signed-rank test. The interval is Student's, and
+    `cluster_bootstrap` from `BOOTSTRAP_CLUSTERS` pairs on.
+
+    Args:
+        first: one margin per target (mean over its victims) in logits.
+        second: the same targets in the same order under the other arm.
+
+    Raises:
+        ValueError: the arms have different numbers of targets.
+
+    >>> paired_margin([1.0, 2.0, 3.0], [0.0, 0.0, 0.0]).p
+    0.125
+    """
+    _same_length(first, second)
+    steps = _finite([a - b for a, b in zip(first, second, strict=True)])
+    if not len(steps) or not steps.any():
+        return PairedMargin(mean(steps), 1.0, "no difference to test")
+    enough = len(steps) >= BOOTSTRAP_CLUSTERS
+    interval = cluster_bootstrap(steps, range(len(steps))) if enough else mean(steps)
+    if len(steps) <= EXACT_PAIRS:
+        return PairedMargin(interval, sign_flip(steps), "exact sign-flip permutation")
+    return PairedMargin(interval, float(stats.wilcoxon(steps, alternative="greater").pvalue), "Wilcoxon signed-rank")
+
+
+def sign_flip(differences: Numbers) -> float:
+    """One-sided exact permutation p: the share of all 2^n sign flips whose sum is at least the one seen.
+
+    Raises:
+        ValueError: more than 20 differences (a million flips).
+
+    >>> sign_flip([1.0, 2.0, -0.5])
+    0.25
+    """
+    if len(differences) > 20:
+        raise ValueError(f"{len(differences)} differences have too many sign flips to list; use paired_margin")
+    steps = np.asarray(differences, dtype=float)
+    signs = np.array(list(product((1.0, -1.0), repeat=len(steps))))
+    slack = 1e-12 * float(np.abs(steps).sum())
+    return float((signs @ steps >= steps.sum() - slack).mean())
+
+
+def cluster_bootstrap(values: Numbers, clusters: Sequence[int], draws: int = 4000, seed: int = 0) -> Mean:
+    """Mean of `values` with a percentile interval from resampling whole clusters with replacement.
+
+    Args:
+        values: any numbers.
+        clusters: the cluster (target) of each value.
+        draws: resampled sets.
+        seed: of the resampling, so that a report is the same each time it is written.
+
+    Raises:
+        ValueError: fewer than `BOOTSTRAP_CLUSTERS` clusters, where the interval would be too narrow.
+
+    >>> cluster_bootstrap([0.0, 1.0] * 20, [i // 2 for i in range(40)])
+    Mean(value=0.5, low=0.5, high=0.5, n=20)
+    """
+    array, names = np.asarray(values, dtype=float), np.asarray(clusters)
+    _, index = np.unique(names, return_inverse=True)
+    count = int(index.max()) + 1 if len(index) else 0
+    if count < BOOTSTRAP_CLUSTERS:
+        raise ValueError(f"{count} clusters; resampling needs {BOOTSTRAP_CLUSTERS}, so use mean() of the cluster means")
+    sums, sizes = np.bincount(index, array, count), np.bincount(index, minlength=count)
+    picks = np.random.default_rng(seed).integers(count, size=(draws, count))
+    means = sums[picks].sum(1) / sizes[picks].sum(1)
+    low, high = np.quantile(means, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    return Mean(float(array.mean()), float(low), float(high), count)
+
+
+def power_of_paired(n: int, p1: float, p0: float = 0.0, level: float = LEVEL) -> float:
+    """Probability that `n` paired targets show a true success of `p1` against a control of `p0`.
+
+    Exact power of the one-sided `paired_exact`: one victim per target, attack and control independent of each other.
+
+    >>> [round(power_of_paired(20, p, 0.0), 2) for p in (0.3, 0.4, 0.5)]
+    [0.58, 0.87, 0.98]
+    """
+    win, loss = p1 * (1 - p0), p0 * (1 - p1)
+    decided = win + loss
+    if decided == 0:
+        return 0.0
+    m = np.arange(n + 1)  # decided pairs; of m, more wins than the fair coin's quantile give p <= level
+    shown = stats.binom.sf(stats.binom.isf(level, m, 0.5), m, win / decided)
+    return float((stats.binom.pmf(m, n, decided) * shown).sum())
+
+
+def detectable(n: int, p0: float = 0.0, power: float = 0.8) -> float | None:
+    """Smallest true success rate (in whole percent) that `n` paired targets show with this power; None if none does.
+
+    >>> detectable(5) is None, detectable(20)
+    (True, 0.37)
+    """
+    rates = [r / 100 for r in range(math.floor(100 * p0) + 1, 101)]
+    if not rates or power_of_paired(n, rates[-1], p0) < power:
+        return None
+    low, high = 0, len(rates) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power_of_paired(n, rates[middle], p0) >= power else (middle + 1, high)
+    return rates[low]
+
+
+def what_n_shows(n: int, p0: float = 0.0) -> str:
+    """One sentence for `--plan`: what a cell of `n` paired targets can tell from its control.
+
+    >>> what_n_shows(5)
+    '5 paired targets can show nothing: even 5 of 5 against 0 of 5 gives p = 0.031, not 0.025; take 6 or more.'
+    >>> what_n_shows(20)
+    '20 paired targets show a true success rate of 37 % or more against a control of 0 % in 4 of 5 such studies.'
+    """
+    name = "paired target" if n == 1 else "paired targets"
+    if n < FEWEST_PAIRS:
+        best = f"even {n} of {n} against 0 of {n} gives p = {0.5**n:.2g}, not {LEVEL}"
+        return f"{n} {name} can show nothing: {best}; take {FEWEST_PAIRS} or more."
+    least, control = detectable(n, p0), f"a control of {percent(p0)} %"
+    if least is None:
+        return f"{n} {name} show no success rate against {control} in 4 of 5 such studies; take more."
+    return (
+        f"{n} {name} show a true success rate of {percent(least)} % or more against {control} in 4 of 5 such studies."
+    )
+
+
+def _finite(values: Numbers) -> np.ndarray:
+    """The values that are numbers: JSON has null for a margin that could not be measured."""
+    array = np.array([math.nan if v is None else v for v in values], dtype=float)
+    return array[np.isfinite(array)]
+
+
+def _same_length(first: Sequence, second: Sequence) -> None:
+    if len(first) != len(second):
+        raise ValueError(
+            f"{len(first)} targets against {len(second)}; a paired test needs the same targets in both arms"
+        )

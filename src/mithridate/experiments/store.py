@@ -1,0 +1,316 @@
+"""A results folder: work is paid once, finished work is never lost, two workers never do the same thing twice.
+
+Three stages are addressed by content and shared by all trials of a folder::
+
+    study.json        schema, data fingerprints, versions, command
+    fits/<id>/        weights.safetensors, fit.json
+    poisons/<id>/     manifest.json, poison.safetensors
+    trials/<id>/      trial.json, result.json (written last: it exists = the trial is done) or error.json
+
+An id is a hash of everything the work depends on, so equal work has an equal id. Folders appear under their final name
+only when complete; files are written under another name and renamed. Whoever makes something holds ``<id>.lock``, which
+the operating system releases when the process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import shutil
+import uuid
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mithridate.core.data import ImageData
+from mithridate.core.progress import track
+from mithridate.core.schema import SCHEMA, from_json, identity, resumable, to_json
+from mithridate.core.sources import DataSource
+from mithridate.core.training import Fitted, Learner, Recipe, Watch
+from mithridate.experiments.files import digest, making, read_json, write_json
+from mithridate.experiments.recall import Member, Memory, remembering
+from mithridate.poisoning.poison import Poison
+
+STAGES = ("fits", "poisons", "trials")
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+"""What reading a damaged file can raise."""
+WEIGHTS = "weights.safetensors"
+SHOWN_TARGETS = 16
+"""Target images kept beside a poison for the report; a backdoor has a thousand."""
+REMEMBERED_BYTES = 64 * 2**20
+DATA_SETS_IN_MEMORY = 2
+
+
+class DataSets(NamedTuple):
+    """A loaded data source."""
+
+    train: ImageData
+    test: ImageData
+    fingerprint: str
+    """Of both together: part of every identity."""
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+
+class Crafted(NamedTuple):
+    """A new poison, and what is kept beside it."""
+
+    poison: Poison
+    base: Tensor
+    """[P, C, H, W] uint8, the clean pixels of its rows."""
+    target: Tensor
+    """[T, C, H, W] uint8, the test images aimed at."""
+    meta: dict[str, Any]
+    """JSON-able settings, fingerprint and versions for the manifest."""
+
+
+class Store:
+    """A results folder and what this process remembers of it.
+
+    Args:
+        folder: Made when the first thing is put there.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.predictions = Memory(REMEMBERED_BYTES)
+        self.members = Memory(REMEMBERED_BYTES)
+        self.fit_of: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        """Which stored fit a module was read from."""
+        self._session = uuid.uuid4().hex
+        self._data: OrderedDict[tuple[str, str], DataSets] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _in_this_process, (self.folder,)  # a worker process keeps its memory from one trial to the next
+
+    def identity(self, work: Any) -> str:
+        """Returns the content address of work, given as settings.
+
+        What cannot be named in another process (a lambda, a local function) gets an address that only this store object
+        knows: such work is shared while it lives and done again in the next run.
+        """
+        return identity(work if resumable(work) else {"work": work, "session": self._session, "objects": repr(work)})
+
+    def data(self, source: DataSource, device: str = "cpu") -> DataSets:
+        """Loads a data source, once per process."""
+        key = (json.dumps(to_json(source), sort_keys=True), device)
+        if key not in self._data:
+            train, test = source.load(device)
+            self._data[key] = DataSets(train, test, identity([train.fingerprint(), test.fingerprint()]))
+        self._data.move_to_end(key)
+        while len(self._data) > DATA_SETS_IN_MEMORY:
+            self._data.popitem(last=False)
+        return self._data[key]
+
+    # fits
+
+    def fit_folder(self, fit: str) -> Path:
+        """Returns the folder of a fit id."""
+        return self.folder / "fits" / fit
+
+    def keep_fit(self, fit: Fit, *, wait: bool = True) -> None:
+        """Trains one member and stores it, unless it is there or (without `wait`) another process is at it."""
+        with making(self.fit_folder(fit.id), "fit.json", wait=wait) as partial:
+            if partial is None:
+                return
+            fitted = fit.recipe.fit([fit.data], [fit.seed])
+            kept = fitted.kept[0] if fitted.kept else None
+            save_file(_plain(fitted.models[0].state_dict()), partial / WEIGHTS)
+            notes = {
+                "schema": SCHEMA,
+                "recipe": to_json(fit.recipe),
+                "data": fit.fingerprint,
+                "classes": fit.data.classes,
+                "shape": fit.data.shape,
+                "seed": fit.seed,
+                "history": {name: series[0] for name, series in fitted.history.items()},
+                "frozen": [name for name, p in fitted.models[0].named_parameters() if not p.requires_grad],
+                "kept": None if kept is None else kept.tolist(),
+                "weights": digest(partial / WEIGHTS),
+            }
+            write_json(partial / "fit.json", notes)
+
+    def read_fit(self, fit: Fit) -> Member:
+        """Rebuilds a stored member: the untrained module of the recipe, and the stored weights in it.
+
+        Raises:
+            ValueError: The stored files are damaged.
+        """
+        folder = self.fit_folder(fit.id)
+        try:
+            notes = read_json(folder / "fit.json")
+            if notes["weights"] != digest(folder / WEIGHTS):
+                raise ValueError(f"{WEIGHTS} is not the file that was stored")
+            module = fit.recipe.module(fit.data, fit.seed)
+            module.load_state_dict(load_file(folder / WEIGHTS))
+            for name in notes["frozen"]:
+                module.get_parameter(name).requires_grad_(False)
+            kept = None if notes["kept"] is None else torch.tensor(notes["kept"], dtype=torch.int64)
+            return Member(fit.id, module, notes["history"], kept)
+        except UNREADABLE as error:
+            raise ValueError(f"{folder} is damaged ({error}); delete it, and the next run trains it again") from error
+
+    # poisons
+
+    def poison_folder(self, poison: str) -> Path:
+        """Returns the folder of a poison id."""
+        return self.folder / "poisons" / poison
+
+    def poison(self, poison: str, craft: Callable[[], Crafted]) -> Poison:
+        """Returns a poison by its id; crafts and stores it if no one has.
+
+        Raises:
+            ValueError: The stored files are damaged.
+        """
+        final = self.poison_folder(poison)
+        with making(final, "manifest.json") as partial:
+            if partial is not None:
+                made = craft()
+                made.poison.save(partial, base=made.base, target=made.target[:SHOWN_TARGETS], id=poison, **made.meta)
+        try:
+            return Poison.load(final)
+        except UNREADABLE as error:
+            raise ValueError(f"{final} is damaged ({error}); delete it, and the next run crafts it again") from error
+
+    # trials
+
+    def trial_folder(self, trial: str) -> Path:
+        """Returns the folder of a trial id."""
+        return self.folder / "trials" / trial
+
+    def finished(self, trial: str) -> bool:
+        """Tells whether a trial has a result that can be read."""
+        try:
+            return read_json(self.trial_folder(trial) / "result.json")["trial"] == trial
+        except UNREADABLE:
+            return False
+
+    def result(self, trial: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns (trial.json, result.json) of a finished trial."""
+        folder = self.trial_folder(trial)
+        return read_json(folder / "trial.json"), read_json(folder / "result.json")
+
+
+@functools.lru_cache(maxsize=1)
+def _in_this_process(folder: Path) -> Store:
+    return Store(folder)
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies tensors as safetensors wants them: on the CPU, contiguous, none sharing memory."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+
+
+def load_model(folder: str | Path) -> nn.Module:
+    """Loads a stored model, in eval mode on the CPU: images [B, C, H, W] in [0, 1] to logits [B, K].
+
+    Args:
+        folder: ``<results folder>/fits/<id>``.
+
+    Raises:
+        FileNotFoundError: No stored fit there.
+        ValueError: Damaged files; or a model function that this process cannot import.
+    """
+    folder = Path(folder)
+    notes = read_json(folder / "fit.json")
+    recipe = replace(from_json(notes["recipe"], Recipe), start_from=None, trainable="all")
+    blank = torch.zeros(2, *notes["shape"], dtype=torch.uint8)  # sizes the model; its numbers come from the file
+    module = recipe.module(ImageData(blank, torch.tensor([0, 1]), tuple(notes["classes"])), notes["seed"])
+    module.load_state_dict(load_file(folder / WEIGHTS))
+    return module.eval()
+
+
+# --- the learner -----------------------------------------------------------------------------------------------------
+
+
+class Fit(NamedTuple):
+    """One member to train: its identity is recipe, content of the data, seed; `start_from` counts by its content."""
+
+    id: str
+    recipe: Recipe
+    data: ImageData
+    fingerprint: str
+    seed: int
+
+
+class Stored(Learner):
+    """A learner whose fits come from a results folder and go there.
+
+    Only plain recipes are stored; other learners are passed on. A fit is returned as read back from disk, fresh or not,
+    so that a resumed study equals an uninterrupted one to the bit. A watched fit is trained again: it must run.
+
+    Args:
+        learner: What trains.
+        store: Where the fits are.
+    """
+
+    def __init__(self, learner: Learner, store: Store) -> None:
+        self.learner = learner
+        self.store = store
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe of the learner inside."""
+        return self.learner.recipe
+
+    def fit(
+        self,
+        datasets: Sequence[ImageData],
+        seeds: Sequence[int],
+        *,
+        trusted: ImageData | None = None,
+        watch: Watch | None = None,
+    ) -> Fitted:
+        """Returns one member per (data set, seed), each trained or read."""
+        recipe = self.learner
+        if watch is not None or not isinstance(recipe, Recipe):
+            return recipe.fit(datasets, seeds, trusted=trusted, watch=watch)
+        fits = self._fits(recipe, datasets, seeds)
+        for wait in (False, True):  # first what no other worker is making, then wait for what they make
+            for fit in track(fits, "training", total=len(fits)):
+                self.store.keep_fit(fit, wait=wait)
+        members = [self._member(fit) for fit in fits]
+        history = {name: [m.history[name] for m in members] for name in members[0].history} if members else {}
+        fitted = recipe.fitted([m.module for m in members], history, [m.kept for m in members])
+        return fitted._replace(predictor=remembering(recipe, members, self.store.predictions))
+
+    def _fits(self, recipe: Recipe, datasets: Sequence[ImageData], seeds: Sequence[int]) -> list[Fit]:
+        fingerprints = {id(data): data.fingerprint() for data in {id(data): data for data in datasets}.values()}
+        fits = []
+        for data, seed in zip(datasets, seeds, strict=True):
+            content = fingerprints[id(data)]
+            name = self.store.identity({"recipe": recipe, "data": content, "seed": seed})
+            fits.append(Fit(name, recipe, data, content, seed))
+        return fits
+
+    def _member(self, fit: Fit) -> Member:
+        key = (fit.id, str(fit.data.device))
+        member = self.store.members.get(key)
+        if member is None:
+            member = self._read(fit)
+            self.store.members.put(key, member, sum(t.nbytes for t in member.module.state_dict().values()))
+        module = copy.deepcopy(member.module)  # the caller may change it
+        self.store.fit_of[module] = fit.id
+        return member._replace(module=module)
+
+    def _read(self, fit: Fit) -> Member:
+        try:
+            return self.store.read_fit(fit)
+        except ValueError as error:
+            warnings.warn(f"{error}; training it again now", stacklevel=4)
+        shutil.rmtree(self.store.fit_folder(fit.id), ignore_errors=True)
+        self.store.keep_fit(fit)
+        return self.store.read_fit(fit)

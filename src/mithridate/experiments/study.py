@@ -1,0 +1,327 @@
+"""Study: many trials in one results folder. Finished trials are skipped, failed ones reported, none is lost."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mithridate.core.progress import quiet
+from mithridate.core.schema import SCHEMA, resolve, to_json
+from mithridate.experiments.facts import versions
+from mithridate.experiments.files import locked, read_json, write_json
+from mithridate.experiments.store import STAGES, Store
+from mithridate.experiments.trial import Trial, run
+from mithridate.poisoning.attacks.no_attack import NoAttack
+
+Pair = tuple[dict[str, Any], dict[str, Any]]
+"""trial.json and result.json, read."""
+DONE, BUSY = "done", "busy"
+LOADER = '''"""Loads a model of this folder: python -i load_model.py fits/<id>, an id from "models" in a result.json."""
+
+import sys
+
+from mithridate.experiments.store import load_model
+
+model = load_model(sys.argv[1])  # images [B, C, H, W] in [0, 1] -> logits [B, K]
+print(model)
+'''
+COMPARED_VERSIONS = ("mithridate", "torch")
+"""Versions that a folder should hold one of; another is a warning."""
+
+
+class Map(Protocol):
+    """Anything with the signature of builtin ``map``: workers.processes(2), a Ray or joblib adapter, ``map`` itself.
+
+    Where the function could not be run to its end, the exception may stand for the result.
+    """
+
+    def __call__(self, function: Callable[[Any], Any], items: Iterable[Any], /) -> Iterable[Any]: ...
+
+
+class StudyErrors(RuntimeError):
+    """Some trials of a study failed; the others are finished and stay so."""
+
+    def __init__(self, folder: Path, errors: list[dict[str, str]], finished: int) -> None:
+        self.folder, self.errors, self.finished = folder, errors, finished
+        alike: dict[str, list[str]] = {}
+        for error in errors:
+            alike.setdefault(f"{error['type']}: {error['message']}", []).append(error["label"])
+        lines = [
+            f"  {labels[0]}{f' (and {len(labels) - 1} more)' if len(labels) > 1 else ''}: {message}"
+            for message, labels in alike.items()
+        ]
+        super().__init__(
+            f"{len(errors)} of {len(errors) + finished} trials failed; {finished} are finished in {folder}, and the "
+            "next run tries only the failed ones again:\n" + "\n".join(lines)
+        )
+
+
+def run_study(
+    trials: Iterable[Trial],
+    folder: str | Path,
+    *,
+    map: Map = builtins.map,
+    device: str = "cpu",
+    keep_models: bool = False,
+    command: str | None = None,
+    progress: bool = True,
+) -> list[Pair]:
+    """Runs the trials that are not finished yet.
+
+    Several processes, also on several machines with a shared folder, may run the same study at once: they share it out.
+
+    Args:
+        trials: What to run; equal ones count once.
+        folder: Results folder; made if it does not exist. Run the same again to resume.
+        map: Where trials run: builtin ``map``, ``processes(2)``, ...
+        device: Where models run.
+        keep_models: Store poisoned victims as well, under ``fits/``.
+        command: The command line that runs this study again, for the report.
+        progress: Show a progress bar (on a terminal) or a line per trial (elsewhere), on standard error.
+
+    Returns:
+        (trial.json, result.json) of each trial, in the order given.
+
+    Raises:
+        ValueError: The folder holds results of other data or another schema, or is no results folder.
+        StudyErrors: Some trials failed; raised after all others have run. Each left an ``error.json``.
+        KeyboardInterrupt: Ctrl-C; finished work stays.
+    """
+    store = Store(check_folder(Path(folder)))
+    named = identify(trials, store, device)
+    register(store, {store.data(trial.data, device).fingerprint for trial in named.values()}, command)
+    if keep_models:
+        (store.folder / "load_model.py").write_text(LOADER, encoding="utf-8")
+    errors: dict[str, dict[str, str]] = {}
+    try:
+        with _shown(len(named), sum(store.finished(name) for name in named), progress) as tell:
+            for wait in (False, True):  # first what no other process is at, then wait for what they are at
+                work = partial(run_one, store=store, device=device, keep_models=keep_models, wait=wait)
+                missing = {n: t for n, t in named.items() if n not in errors and not store.finished(n)}
+                items = ordered(missing, store, device)
+                for (name, trial), outcome in zip(items, map(work, items), strict=True):
+                    if (error := _noted(outcome, name, trial, store)) is not None:
+                        errors[name] = error
+                    if error is not None or outcome == DONE:
+                        tell(trial, error)
+    except KeyboardInterrupt:
+        done = sum(store.finished(name) for name in named)
+        raise KeyboardInterrupt(
+            f"stopped; {done} of {len(named)} trials are finished in {store.folder}; run the same again to resume"
+        ) from None
+    if errors:
+        raise StudyErrors(store.folder, list(errors.values()), finished=len(named) - len(errors))
+    return [store.result(name) for name in named]
+
+
+def run_one(
+    item: tuple[str, Trial], *, store: Store, device: str, keep_models: bool, wait: bool
+) -> str | dict[str, str]:
+    """Runs one trial and stores its result, or its error.
+
+    Args:
+        item: Id and trial.
+        store: The results folder.
+        device: Where models run.
+        keep_models: Store poisoned victims as well.
+        wait: Where another process is at it: wait for the result, instead of leaving it.
+
+    Returns:
+        ``DONE``, ``BUSY`` (another process is at it), or the content of ``error.json``.
+    """
+    name, trial = item
+    folder = store.trial_folder(name)
+    with locked(folder.with_name(f"{name}.lock"), wait=wait) as mine:
+        if not mine:
+            return BUSY
+        if store.finished(name):
+            return DONE
+        write_json(folder / "trial.json", to_json(trial))
+        try:
+            result = run(trial, store, device, keep_models=keep_models)
+        except Exception as error:  # whatever an attack or a user's model raises: the other trials go on
+            return _store_error(error, name, trial, store)
+        write_json(folder / "result.json", result.to_json())
+        (folder / "error.json").unlink(missing_ok=True)
+    return DONE
+
+
+def load_results(folder: str | Path) -> list[Pair]:
+    """Returns (trial.json, result.json) of every finished trial of a results folder.
+
+    Raises:
+        ValueError: No results folder, a damaged file, or another schema.
+    """
+    folder = Path(folder)
+    if not (folder / "study.json").exists() and not (folder / "trials").is_dir():
+        raise ValueError(f"{folder} is no results folder: it has no study.json; give the --out of a run")
+    found = []
+    for path in sorted((folder / "trials").glob("*/result.json")):
+        trial, result = read_json(path.with_name("trial.json")), read_json(path)
+        if result.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{path} has schema {result.get('schema')}; this version reads {SCHEMA}: use another --out"
+            )
+        found.append((trial, result))
+    return found
+
+
+def load_errors(folder: str | Path) -> list[dict[str, str]]:
+    """Returns the ``error.json`` of every trial that failed and has not succeeded since."""
+    paths = sorted((Path(folder) / "trials").glob("*/error.json"))
+    return [read_json(path) for path in paths if not path.with_name("result.json").exists()]
+
+
+def definition(text: str) -> list[Trial]:
+    """Calls a study definition, ``package.module:function``; the current folder is searched too.
+
+    Raises:
+        ValueError: Nothing of that name.
+        TypeError: It is no function, or does not return a list of trials.
+    """
+    function = resolve(text)
+    if not callable(function):
+        raise TypeError(f"{text} is {type(function).__name__}; a study is a function that returns a list of Trial")
+    trials: Any = function()
+    wrong = [trial for trial in trials if not isinstance(trial, Trial)] if isinstance(trials, Sequence) else [trials]
+    if wrong:
+        raise TypeError(f"{text} returned {type(wrong[0]).__name__} where a list of Trial was expected")
+    return list(trials)
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
+
+
+def identify(trials: Iterable[Trial], store: Store, device: str = "cpu") -> dict[str, Trial]:
+    """Returns the trials by id, each once, in their order. Loads the data: its content is part of the ids."""
+    return {store.identity(trial.work(store.data(trial.data, device).fingerprint)): trial for trial in trials}
+
+
+def ordered(trials: dict[str, Trial], store: Store, device: str = "cpu") -> list[tuple[str, Trial]]:
+    """Orders trials so that workers rarely wait for each other.
+
+    Clean controls come first, whose victims all trials share; then one trial of each poison; then those that find their
+    poison made.
+    """
+    seen: set[str] = set()
+
+    def turn(trial: Trial) -> int:
+        poison = store.identity(trial.poison_work(store.data(trial.data, device).fingerprint))
+        first = poison not in seen
+        seen.add(poison)
+        return 0 if isinstance(trial.attack, NoAttack) else 1 if first else 2
+
+    turns = {name: turn(trial) for name, trial in trials.items()}
+    return sorted(trials.items(), key=lambda item: turns[item[0]])
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+
+def check_folder(folder: Path) -> Path:
+    """Returns the folder if results may go there.
+
+    Raises:
+        ValueError: A file, or a folder of other things.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder for the results")
+    inside = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.exists() else set()
+    if inside and not any(name in STAGES or name.startswith("study.") for name in inside):
+        raise ValueError(
+            f"{folder} holds other things ({', '.join(sorted(inside)[:3])}) and no results; give a new or empty folder "
+            "(--out)"
+        )
+    return folder
+
+
+def register(store: Store, fingerprints: set[str], command: str | None) -> None:
+    """Compares the folder's ``study.json`` with this study, and writes it.
+
+    Raises:
+        ValueError: Other data or another schema; the message names both.
+    """
+    path = store.folder / "study.json"
+    with locked(path.with_suffix(".lock"), wait=True):
+        old = read_json(path) if path.exists() else {"schema": SCHEMA, "fingerprints": [], "versions": versions()}
+        if not isinstance(old, dict) or not {"schema", "fingerprints", "versions"} <= old.keys():
+            raise ValueError(f"{path} was not written by mithridate; give another folder (--out)")
+        if old["schema"] != SCHEMA:
+            raise ValueError(
+                f"{store.folder} holds results of schema {old['schema']}, this version writes schema {SCHEMA}; "
+                "give another folder (--out)"
+            )
+        if old["fingerprints"] and not fingerprints & set(old["fingerprints"]):
+            raise ValueError(
+                f"{store.folder} holds results on data {', '.join(old['fingerprints'])}, but the data now are "
+                f"{', '.join(sorted(fingerprints))}; give another folder (--out), or the data it was made with"
+            )
+        _compare_versions(store.folder, old["versions"])
+        new = {
+            "schema": SCHEMA,
+            "fingerprints": sorted(fingerprints | set(old["fingerprints"])),
+            "versions": versions(),
+            "command": command if command is not None else old.get("command"),
+        }
+        write_json(path, new)
+
+
+def _compare_versions(folder: Path, old: dict[str, str]) -> None:
+    new = versions()
+    changed = [f"{n} {old.get(n)} (now {new[n]})" for n in COMPARED_VERSIONS if old.get(n) != new[n]]
+    if changed:
+        warnings.warn(
+            f"{folder} holds results made with {', '.join(changed)}; new ones may differ for that reason alone",
+            stacklevel=3,
+        )
+
+
+def _store_error(error: BaseException, name: str, trial: Trial, store: Store) -> dict[str, str]:
+    content = {
+        "trial": name,
+        "label": trial.label(),
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    write_json(store.trial_folder(name) / "error.json", content)
+    return content
+
+
+def _noted(outcome: Any, name: str, trial: Trial, store: Store) -> dict[str, str] | None:
+    """Returns the error of a trial, stored; None where there is none."""
+    if isinstance(outcome, BaseException):  # the worker could not even report it
+        write_json(store.trial_folder(name) / "trial.json", to_json(trial))
+        return _store_error(outcome, name, trial, store)
+    return outcome if isinstance(outcome, dict) else None
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _shown(total: int, done: int, progress: bool) -> Iterator[Callable[[Trial, dict[str, str] | None], None]]:
+    """Shows how far a study is: a bar on a terminal, a line per trial elsewhere."""
+    console = Console(stderr=True, quiet=not progress, highlight=False, markup=False, soft_wrap=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with quiet(), Progress(*columns, console=console, disable=not (progress and console.is_terminal)) as bar:
+        task = bar.add_task("trials", total=total, completed=done)
+
+        def tell(trial: Trial, error: dict[str, str] | None) -> None:
+            nonlocal done
+            done += 1
+            bar.update(task, advance=1, description=trial.label())
+            if error is not None or not console.is_terminal:
+                failed = "" if error is None else f": failed: {error['type']}: {error['message']}"
+                console.print(f"[{done}/{total}] {trial.label()}{failed}")
+
+        yield tell

@@ -1,0 +1,300 @@
+"""Trial: one attack against one victim pipeline, as a setting; ``run`` carries it out and measures the outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from mithridate.core.data import ImageData
+from mithridate.core.schema import name_of, resumable, to_json
+from mithridate.core.seeds import derive, stream
+from mithridate.core.sources import DataSource
+from mithridate.core.training import Fitted, Learner, Recipe, Watch
+from mithridate.experiments.facts import (
+    TrialResult,
+    caught_warnings,
+    data_facts,
+    environment,
+    peak_memory_mb,
+    plain,
+    poison_facts,
+    removed,
+    versions,
+)
+from mithridate.experiments.store import WEIGHTS, Crafted, Store, Stored
+from mithridate.poisoning.attack import Attack
+from mithridate.poisoning.defense import Defense
+from mithridate.poisoning.poison import Poison
+from mithridate.poisoning.threat import Task, ThreatModel
+
+__all__ = ["Trial", "TrialResult", "run", "surrogate_of", "victim_seeds", "wrap"]
+
+WRAPPING = ("filter", "vote", "purification", "guard")
+"""Kinds of defences that wrap a learner; the others change its recipe."""
+NOT_RESUMABLE = (
+    "a setting is a lambda or a local function, which has no name in another process: these results are not resumable; "
+    "write it as package.module:function"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One attack on one case, against one way of training. Everything random follows from its two seeds."""
+
+    data: DataSource
+    """Where the images come from."""
+    threat: ThreatModel
+    """What the attacker may do and wants."""
+    attack: Attack
+    """Crafts the poison."""
+    learner: Learner
+    """Trains the victims."""
+    pretrain: Recipe | None = None
+    """Transfer: this recipe trains features on one half of the rows; the learner a new head on the other half."""
+    trusted: int = 0
+    """Clean rows held out for defences that need them. Equal in all cells of a grid, or poisons are not shared."""
+    defenses: tuple[Defense, ...] = ()
+    """What the defender adds, in this order."""
+    surrogate: Learner | None = None
+    """What the attacker believes the victim uses; None: the learner itself."""
+    adaptive: bool = False
+    """Whether the attacker knows the defences and crafts through them."""
+    victims: int = 1
+    """Models trained on the poisoned set, each with a seed of its own."""
+    seed: int = 0
+    """Draws the case, the poison and the victims; equal seeds pair the trials of different cells."""
+    surrogate_seed: int = 0
+    """Draws what the trials of a study share: surrogates, clean victims, transfer halves, trusted rows."""
+
+    def __post_init__(self) -> None:
+        if self.victims < 1:
+            raise ValueError(f"victims is {self.victims}; at least one model must be trained")
+        if self.trusted < 0:
+            raise ValueError(f"trusted is {self.trusted}; it is a number of rows, 0 or more")
+        object.__setattr__(self, "defenses", tuple(self.defenses))
+
+    @property
+    def scenario(self) -> str:
+        """How the victim trains: ``from scratch``, ``fine-tuning``, ``transfer``."""
+        recipe = self.learner.recipe
+        if self.pretrain is not None or (recipe is not None and recipe.trainable == "head"):
+            return "transfer"
+        return "from scratch" if recipe is None or recipe.start_from is None else "fine-tuning"
+
+    def label(self) -> str:
+        """Returns a few words for progress lines."""
+        against = " + ".join(name_of(defense) for defense in self.defenses)
+        scenario = "" if self.scenario == "from scratch" else f", {self.scenario}"
+        return f"{name_of(self.attack)}{f' vs {against}' if against else ''}{scenario}, seed {self.seed}"
+
+    def work(self, fingerprint: str) -> dict[str, Any]:
+        """Returns the settings that the result depends on: all of them, with the content of the data for its place."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"data": fingerprint}
+
+    def poison_work(self, fingerprint: str) -> dict[str, Any]:
+        """Returns the settings that the poison depends on."""
+        names = ("threat", "attack", "pretrain", "trusted", "seed", "surrogate_seed")
+        shared = {name: getattr(self, name) for name in names}
+        known = {"known_defenses": self.defenses} if self.adaptive else {}
+        return shared | known | {"surrogate": self.surrogate or self.learner, "data": fingerprint}
+
+
+class Clock:
+    """Seconds per phase; time in an inner phase counts for that alone."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, float] = dict.fromkeys(("pretrain", "surrogates", "craft", "victims", "evaluate"), 0.0)
+        self._inner = 0.0
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Counts the time of the block."""
+        outer, self._inner, start = self._inner, 0.0, time.perf_counter()
+        try:
+            yield
+        finally:
+            total = time.perf_counter() - start
+            self._spent[phase] = self._spent.get(phase, 0.0) + total - self._inner
+            self._inner = outer + total
+
+    def seconds(self) -> dict[str, float]:
+        """Returns the seconds of each phase so far."""
+        return {phase: round(seconds, 3) for phase, seconds in self._spent.items()}
+
+
+class Setting(NamedTuple):
+    """Who trains on what, once features for transfer are there."""
+
+    learner: Learner
+    surrogate: Learner
+    train: ImageData
+    features: dict[str, Any] | None
+    """Fit id and number of rows of the pretrained features; None without transfer."""
+
+
+def run(trial: Trial, store: Store, device: str = "cpu", *, keep_models: bool = False) -> TrialResult:
+    """Carries out a trial: draw the case, craft the poison, train the victims, measure.
+
+    Args:
+        trial: What to do.
+        store: Shared work is taken from there and put there; the result itself is not (see ``run_study``).
+        device: Where the images lie and the models run.
+        keep_models: Store poisoned victims as well.
+
+    Raises:
+        ThreatModelViolation: The attack oversteps its threat model.
+        TypeError: Attack, goal, learner and defences do not fit together.
+        ValueError: The data do not have what the trial needs.
+    """
+    clock = Clock()
+    with caught_warnings() as messages:
+        data = store.data(trial.data, device)
+        if not resumable(trial.work(data.fingerprint)):
+            warnings.warn(NOT_RESUMABLE, stacklevel=2)
+        train, trusted = hold_out(data.train, trial.trusted, trial.surrogate_seed)
+        with clock("pretrain"):
+            setting = pretrained(trial, train, store)
+        task = trial.threat.draw(setting.train, data.test, seed=trial.seed)
+        work = trial.poison_work(data.fingerprint)
+        poison_id = store.identity(work)
+        with clock("craft"):
+            surrogate = surrogate_of(trial, setting.surrogate, store, clock)
+            poison = store.poison(poison_id, lambda: _crafted(trial, task, surrogate, work))
+        task.check(poison)  # the harness judges, not the attack
+        curve = task.curve()
+        with clock("victims"):
+            victim = wrap(setting.learner, trial.defenses, store if keep_models or not len(poison) else None)
+            fitted = victim.fit(
+                [poison.apply(setting.train)] * trial.victims, victim_seeds(trial, poison), trusted=trusted, watch=curve
+            )
+        with clock("evaluate"):
+            outcome = task.outcome(fitted, poison, curve)
+    return TrialResult(
+        trial=store.identity(trial.work(data.fingerprint)),
+        outcome={name: plain(value) for name, value in outcome.items()},
+        case=task.case(),
+        data=data_facts(data.fingerprint, setting.train, data.test, setting.features),
+        poison={"id": poison_id, **poison_facts(poison, setting.train)},
+        defense=removed(fitted, setting.train, poison),
+        guarantees=to_json(fitted.guarantees),
+        models=[store.fit_of[model] for model in fitted.models if model in store.fit_of],
+        seconds=clock.seconds(),
+        peak_memory_mb=peak_memory_mb(),
+        threads=torch.get_num_threads(),
+        environment=environment(device),
+        warnings=list(dict.fromkeys(str(message.message) for message in messages)),
+    )
+
+
+# --- the steps -------------------------------------------------------------------------------------------------------
+
+
+def hold_out(train: ImageData, count: int, seed: int) -> tuple[ImageData, ImageData | None]:
+    """Splits off `count` clean rows for defences that need them; returns (rest, held out or None).
+
+    Raises:
+        ValueError: Not enough rows.
+    """
+    if count == 0:
+        return train, None
+    if count >= len(train):
+        raise ValueError(f"trusted is {count}, but the training set has {len(train)} rows; hold out fewer")
+    rows = train.ids[torch.randperm(len(train), generator=stream(seed, "trusted")).to(train.device)[:count]]
+    return train.drop(rows), train.select(rows)
+
+
+def pretrained(trial: Trial, train: ImageData, store: Store) -> Setting:
+    """Prepares a transfer trial: features from one half of the rows, everything else happens on the other half.
+
+    Raises:
+        TypeError: A learner that is no recipe.
+        ValueError: A learner that already starts from weights.
+    """
+    learner, surrogate = trial.learner, trial.surrogate or trial.learner
+    if trial.pretrain is None:
+        return Setting(learner, surrogate, train, None)
+    order = torch.randperm(len(train), generator=stream(trial.surrogate_seed, "halves")).to(train.device)
+    first, second = (train.ids[half.sort().values] for half in order.tensor_split([len(train) // 2]))
+    body = Stored(trial.pretrain, store).fit([train.select(first)], [derive(trial.surrogate_seed, "pretrain")])
+    fit = store.fit_of[body.models[0]]
+    heads = [_head(part, store.fit_folder(fit) / WEIGHTS) for part in (learner, surrogate)]
+    return Setting(heads[0], heads[1], train.select(second), {"fit": fit, "rows": len(first)})
+
+
+def _head(learner: Learner, weights: Path) -> Recipe:
+    """Returns the recipe that trains a new head on stored features."""
+    if not isinstance(learner, Recipe):
+        raise TypeError(
+            f"pretrain gives features to a Recipe, but the learner is {name_of(learner)}; leave pretrain out"
+        )
+    if learner.start_from is not None:
+        raise ValueError(f"the learner starts from {learner.start_from} and pretrain is set as well; choose one")
+    return replace(learner, start_from=weights, trainable="head")
+
+
+def wrap(learner: Learner, defenses: Sequence[Defense], store: Store | None, *, attacker: bool = False) -> Learner:
+    """Applies defences: those that change the recipe, then the store (if any), then those that wrap.
+
+    Args:
+        learner: What is defended.
+        defenses: In the order of the trial.
+        store: Where plain fits are kept; None: not at all.
+        attacker: Build what an adaptive attacker crafts through instead.
+    """
+    outside = next((i for i, defense in enumerate(defenses) if defense.kind in WRAPPING), len(defenses))
+    for i, defense in enumerate(defenses):
+        if i == outside and store is not None:
+            learner = Stored(learner, store)
+        learner = defense.seen_by_attacker(learner) if attacker else defense(learner)
+    return Stored(learner, store) if outside == len(defenses) and store is not None else learner
+
+
+class Surrogates(Learner):
+    """What an attack gets: it asks for the seeds 0, 1, ..., and all trials of a study share what it is given."""
+
+    def __init__(self, learner: Learner, seed: int, clock: Clock) -> None:
+        self.learner, self.seed, self.clock = learner, seed, clock
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe of the learner inside."""
+        return self.learner.recipe
+
+    def fit(
+        self,
+        datasets: Sequence[ImageData],
+        seeds: Sequence[int],
+        *,
+        trusted: ImageData | None = None,
+        watch: Watch | None = None,
+    ) -> Fitted:
+        """Trains surrogates; the time counts as theirs."""
+        with self.clock("surrogates"):
+            derived = [derive(self.seed, "surrogate", seed) for seed in seeds]
+            return self.learner.fit(datasets, derived, trusted=trusted, watch=watch)
+
+
+def surrogate_of(trial: Trial, learner: Learner, store: Store, clock: Clock | None = None) -> Surrogates:
+    """Returns the learner that the attack of a trial trains its surrogates with."""
+    known = trial.defenses if trial.adaptive else ()
+    return Surrogates(wrap(learner, known, store, attacker=True), trial.surrogate_seed, clock or Clock())
+
+
+def victim_seeds(trial: Trial, poison: Poison) -> list[int]:
+    """Returns one seed per victim; clean victims have the same ones in every trial of a study."""
+    seed = trial.seed if len(poison) else trial.surrogate_seed
+    return [derive(seed, "victim", i) for i in range(trial.victims)]
+
+
+def _crafted(trial: Trial, task: Task, surrogate: Learner, work: dict[str, Any]) -> Crafted:
+    poison = trial.attack.craft(task, surrogate, seed=trial.seed)
+    task.check(poison)  # before it is stored: what oversteps must not be found by the next run
+    base, target = task.train.pixels(poison.rows), task.test.pixels(task.target_rows)
+    return Crafted(poison, base, target, {"work": to_json(work), "case": task.case(), "versions": versions()})

@@ -1,0 +1,1 @@
+"""Poisoning: what an attacker may do, attacks, triggers, defences, and the judge that measures them."""

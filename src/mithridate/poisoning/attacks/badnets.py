@@ -1,0 +1,66 @@
+"""BadNets: put the trigger on training images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from mithridate.core.perturbation import Patch
+from mithridate.core.training import Learner
+from mithridate.poisoning.attack import Attack, expect_goal
+from mithridate.poisoning.goals import Backdoor
+from mithridate.poisoning.poison import Poison
+from mithridate.poisoning.task import Task
+from mithridate.poisoning.threat import ThreatModel
+from mithridate.poisoning.triggers import PatchTrigger, Trigger
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadNets(Attack):
+    """Put a trigger on some training images and, unless `clean_label`, give them the intended label.
+
+    The dirty-label form needs a threat model with `relabel=True` and rows of any class; the clean-label form needs
+    `poison_class="intended"` and leaves labels alone. No model is trained: only the trigger teaches the victim.
+
+    Reference: Gu, Dolan-Gavitt, Garg. "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply
+    Chain". 2017. arXiv 1708.06733, section 4 (single target attack); clean-label patches as the baseline of Turner,
+    Tsipras, Madry. "Label-Consistent Backdoor Attacks". 2019. arXiv 1912.02771. Deviations: rows of the intended class
+    are not marked in the dirty-label form, and poisoned rows replace their clean versions instead of being added.
+    """
+
+    threat: ClassVar[ThreatModel] = ThreatModel(
+        budget=0.05, goal=Backdoor(), ball=Patch(area=0.1), poison_class="any", relabel=True
+    )
+
+    trigger: Trigger = PatchTrigger()
+    """What is put on the images."""
+    clean_label: bool = False
+    """Whether only images of the intended class are marked, so that no label changes."""
+
+    def craft(self, task: Task, surrogate: Learner, seed: int) -> Poison:
+        expect_goal(self, task, Backdoor)
+        rows = task.choose(seed)
+        labels = task.intended[0].to(rows.device).expand(len(rows)).clone()
+        own = bool((task.train.labels_of(rows) == labels).all())
+        if self.clean_label and (task.relabel or not own):
+            raise TypeError(
+                "badnets with clean_label=True marks images of the intended class and changes no label; "
+                "use a threat model with poison_class='intended' and relabel=False"
+            )
+        if not self.clean_label and not task.relabel:
+            raise TypeError(
+                "badnets changes the labels of the images it marks, but the threat model has relabel=False; "
+                "use relabel=True with poison_class='any', or clean_label=True with poison_class='intended'"
+            )
+        base = task.images(rows)
+        images = task.ball.rounded(base, self.trigger(base))
+        marked = (images != task.train.pixels(rows)).flatten(1).any(1).float()
+        return Poison(
+            rows,
+            images,
+            None if self.clean_label else labels.to(torch.int64),
+            trigger=self.trigger,
+            notes={"changed": float(marked.mean())},
+        )

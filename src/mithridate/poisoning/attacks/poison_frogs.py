@@ -1,0 +1,80 @@
+"""Feature collision: poisons that look like their base and whose features are the target's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mithridate.core.perturbation import AnyImage, by_autograd, minimise
+from mithridate.core.seeds import stream
+from mithridate.core.training import Learner
+from mithridate.core.updates import ForwardBackward
+from mithridate.poisoning.attack import Attack
+from mithridate.poisoning.poison import Poison
+from mithridate.poisoning.threat import Misclassify, Task, ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoisonFrogs(Attack):
+    """Collide with the target in feature space while staying close to a base image of the intended class.
+
+    In the ball ``any-image`` this is the paper's forward-backward splitting with its penalty; in any other ball the
+    projection onto the ball takes the place of the penalty. One poison or many, each from its own base.
+
+    Reference: Shafahi, Huang, Najibi, Suciu, Studer, Dumitras, Goldstein. "Poison Frogs! Targeted Clean-Label Poisoning
+    Attacks on Neural Networks". NeurIPS 2018. arXiv 1804.00792, eq. (1) and Algorithm 1. Deviations: the accept test
+    looks at the objective of the iterate itself; with several targets the poisons are dealt to them in turn.
+    """
+
+    threat: ClassVar[ThreatModel] = ThreatModel(budget=0.0001, ball=AnyImage(), goal=Misclassify())
+
+    steps: int = 1000
+    """Forward-backward steps."""
+    beta: float = 0.25
+    """Weight of the distance to the base before scaling by (feature dimension / image dimension) squared."""
+    lr: float = 0.05
+    """First step; shrinks to a fifth for an image whose objective would rise."""
+    watermark: float = 0.0
+    """Opacity with which the target is blended into each base before the search, 0..1."""
+    surrogates: int = 1
+    """Models whose features are matched; their distances are averaged."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.watermark < 1:
+            raise ValueError(f"watermark is {self.watermark}; it is an opacity, so use 0.3 for 30 %")
+
+    def craft(self, task: Task, surrogate: Learner, seed: int) -> Poison:
+        """Crafts `task.limit` poisons; the note ``feature_distance`` is relative to the unchanged bases'."""
+        if not isinstance(task.goal, Misclassify):
+            raise TypeError(f"poison-frogs moves given targets, so it needs the goal misclassify, not {task.goal}")
+        models = surrogate.fit([task.train] * self.surrogates, range(self.surrogates)).models
+        rows = task.choose(seed)
+        base = task.images(rows)
+        dealt = task.targets[torch.arange(len(rows), device=base.device) % len(task.targets)]
+        with torch.no_grad():
+            goals = models.features(dealt)
+
+        def distance(images: Tensor, rng: torch.Generator) -> Tensor:
+            pairs = zip(models.features(images), goals, strict=True)
+            return torch.stack([(found - goal).square().sum(1) for found, goal in pairs]).mean(0)
+
+        blended = (1 - self.watermark) * base + self.watermark * dealt
+        free = isinstance(task.ball, AnyImage)
+        beta = self.beta * (goals[0].shape[1] / base[0].numel()) ** 2 if free else 0.0
+        found = minimise(
+            by_autograd(distance),
+            blended if free else base,
+            task.ball,
+            steps=self.steps,
+            update=ForwardBackward(lr=self.lr, beta=beta),
+            init=blended,
+            label="feature collision",
+            rng=stream(seed, "craft"),
+        )
+        with torch.no_grad():
+            before = distance(base, stream(seed, "unused"))
+        share = (found.value / before.clamp_min(1e-12)).mean()
+        return Poison(rows, found.images, notes={"feature_distance": float(share)})

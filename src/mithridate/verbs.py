@@ -1,0 +1,227 @@
+"""What the verbs of the command line do: text becomes objects, objects do the work, results are printed.
+
+Separate from `cli.py` because it brings torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+
+from mithridate.core.schema import from_json, parse
+from mithridate.core.sources import DataSource, source
+from mithridate.core.training import Recipe
+from mithridate.experiments import audit as audits
+from mithridate.experiments.audit import Audit, dosed, plan_audit, rehearse, run_audit
+from mithridate.experiments.files import read_json
+from mithridate.experiments.loader import FILE
+from mithridate.experiments.plan import plan
+from mithridate.experiments.presets import Panel, Preset, home_scenario, preset, scenario, usual_threat
+from mithridate.experiments.report import write_report
+from mithridate.experiments.statistics import what_n_shows
+from mithridate.experiments.study import definition, load_results
+from mithridate.experiments.table import Table, print_table, table
+from mithridate.experiments.trial import Trial
+from mithridate.poisoning.attack import Attack
+from mithridate.poisoning.defense import Defense
+
+if TYPE_CHECKING:
+    from mithridate.cli import AuditOptions, CraftOptions, ReportOptions, StudyOptions, TrialOptions
+
+MOST_WORKERS = 8
+"""Worker processes that are started without being asked: each holds a torch of its own in memory."""
+
+
+# --- verbs -----------------------------------------------------------------------------------------------------------
+
+
+def audit(options: AuditOptions, command: str) -> int:
+    """Does what `mithridate audit` says."""
+    workers = start_torch(options.device, options.workers)
+    panels, data = audit_panels(options)
+    trials = plan_audit(panels, data, seed=options.seed)
+    folder = options.out or audits.FOLDER
+    if options.plan:
+        rehearse(trials, options.device)
+        return print_plan(trials, folder, workers, options.device, [panel.trials for panel in panels])
+    done = run_audit(
+        trials, folder, workers=workers, device=options.device, keep_models=options.keep_models, command=command
+    )
+    return print_audit(done, command, as_json=options.json)
+
+
+def craft(options: CraftOptions, command: str) -> int:
+    """Does what `mithridate craft` says."""
+    start_torch(options.device)
+    begin, recipe, data = pipeline(options)
+    panel = _panel(options.attack, begin.panels(recipe), recipe)
+    names = [options.scenario] if options.scenario else None
+    panels = dosed(_in_scenarios([panel], names, recipe), eps=options.eps, budget=options.budget)
+    if len(panels) > 1:
+        raise ValueError("craft makes one poison, so give one eps and one budget")
+    trial = plan_audit(panels, data, seed=options.seed)[0]
+    rehearse([trial], options.device)
+    folder, task, poison = audits.craft(trial, options.out, options.device)
+    if options.json:
+        say(json.dumps({"folder": str(folder), "case": task.case(), "count": len(poison), "notes": poison.notes}))
+        return 0
+    notes = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in poison.notes.items())
+    say(task.describe())
+    say(f"{len(poison)} poisoned image{'s' * (len(poison) > 1)}{f' ({notes})' if notes else ''} in {folder}")
+    return 0
+
+
+def trial(options: TrialOptions, command: str) -> int:
+    """Does what `mithridate trial` says."""
+    start_torch(options.device)
+    stored = from_json(read_json(options.file), Trial)
+    done = run_audit([stored], options.out, device=options.device, keep_models=options.keep_models, command=command)
+    return print_audit(done, command, as_json=options.json)
+
+
+def study(options: StudyOptions, command: str) -> int:
+    """Does what `mithridate study` says."""
+    workers = start_torch(options.device, options.workers)
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"limit is {options.limit}; at least 1 trial is needed")
+    trials = definition(options.function)[: options.limit]
+    if not trials:
+        raise ValueError(f"{options.function} returned no trials")
+    folder = options.out or Path("runs") / options.function.rpartition(".")[2].replace(":", "-").replace("_", "-")
+    if options.plan:
+        rehearse(trials, options.device)
+        return print_plan(trials, folder, workers, options.device, [len({trial.seed for trial in trials})])
+    done = run_audit(
+        trials, folder, workers=workers, device=options.device, keep_models=options.keep_models, command=command
+    )
+    return print_audit(done, command, as_json=options.json)
+
+
+def report(options: ReportOptions, command: str) -> int:
+    """Does what `mithridate report` says."""
+    pairs = load_results(options.folder)
+    path = write_report(options.folder, options.out)
+    print_results(table(pairs), as_json=options.json)
+    say(f"report: {path}", aside=options.json)
+    return 0
+
+
+# --- from text to objects --------------------------------------------------------------------------------------------
+
+
+def audit_panels(options: AuditOptions) -> tuple[list[Panel], DataSource]:
+    """Returns what to audit, the preset changed by the other options, and the data.
+
+    An attack that the preset has keeps the preset's dose; another gets the dose of its paper.
+    """
+    begin, recipe, data = pipeline(options)
+    panels = begin.panels(recipe)
+    if options.attacks is not None:
+        panels = [_panel(text, panels, recipe) for text in options.attacks]
+    if not panels:
+        raise ValueError("no attack to audit; name some after --attacks, or leave it out for the preset's")
+    changes = {name: getattr(options, name) for name in ("trials", "victims", "clean_victims")}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if options.defenses is not None:
+        changes["defenses"] = tuple(_stack(text) for text in options.defenses)
+    panels = [replace(panel, **changes) for panel in _in_scenarios(panels, options.scenarios, recipe)]
+    return dosed(panels, eps=options.eps, budget=options.budget), data
+
+
+def pipeline(options: AuditOptions | CraftOptions) -> tuple[Preset, Recipe, DataSource]:
+    """Returns the preset, the recipe and the data that the options name."""
+    digits = options.data == "digits"
+    begin = preset(options.preset or ("digits" if digits else "general"))
+    if digits and begin.per_class is not None:
+        raise ValueError(
+            f"preset {options.preset} is for images on disk; name them, for example --data PATH/TO/cifar10"
+        )
+    named = {"model": options.model, "epochs": options.epochs}
+    recipe = replace(begin.recipe(), **{name: value for name, value in named.items() if value is not None})
+    per_class = begin.per_class if options.per_class is None else options.per_class
+    return begin, recipe, source(options.data, per_class=per_class, size=options.size)
+
+
+def _panel(text: str, known: Sequence[Panel], recipe: Recipe) -> Panel:
+    """The preset's panel of that attack, or a new one beside it, with the settings in the text."""
+    attack = parse(Attack, text)
+    same = next((panel for panel in known if type(panel.attack) is type(attack)), None)
+    if same is None:
+        place = scenario(home_scenario(attack), recipe)
+        stacks = tuple(dict.fromkeys(stack for panel in known for stack in panel.defenses))
+        return replace(known[0], attack=attack, threat=usual_threat(attack), scenario=place, defenses=stacks)
+    if attack == type(attack)():
+        return same
+    own = usual_threat(attack)
+    return replace(same, attack=attack, threat=replace(own, budget=same.threat.budget, ball=same.threat.ball))
+
+
+def _in_scenarios(panels: Sequence[Panel], names: Sequence[str] | None, recipe: Recipe) -> list[Panel]:
+    if not names:
+        return list(panels)
+    return [replace(panel, scenario=scenario(name, recipe)) for panel in panels for name in names]
+
+
+def _stack(text: str) -> tuple[Defense, ...]:
+    """Defences that are applied together: a+b:setting=1."""
+    return tuple(parse(Defense, name) for name in text.split("+"))
+
+
+def start_torch(device: str, workers: int | None = 1) -> int:
+    """Checks the device and returns the number of worker processes, by default one per core.
+
+    This process computes with one thread, like every worker: so results do not depend on who computed them.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is {workers}; at least 1 is needed")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used ({reason}); the CPU always can: --device cpu") from error
+    torch.set_num_threads(1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return workers or (min(cores, MOST_WORKERS) if device == "cpu" else 1)
+
+
+# --- from results to text --------------------------------------------------------------------------------------------
+
+
+def say(text: str, *, aside: bool = False) -> None:
+    """Prints a line as it is, on standard error where standard output is for a program."""
+    Console(stderr=aside, highlight=False, markup=False, emoji=False, soft_wrap=True).print(text)
+
+
+def print_plan(trials: Sequence[Trial], folder: Path, workers: int, device: str, counts: Sequence[int]) -> int:
+    """Prints what would run and what it could show."""
+    say(str(plan(trials, folder, workers=workers, device=device)))
+    say(f"on {workers} worker{'s' * (workers > 1)} ({device}), into {folder}")
+    for count in sorted(set(counts)):
+        say(what_n_shows(count))
+    return 0
+
+
+def print_audit(done: Audit, command: str, *, as_json: bool) -> int:
+    """Prints the table and the sentences of an audit, and where the rest is."""
+    print_results(done.table, as_json=as_json)
+    say(f"report: {done.report}", aside=as_json)
+    if (done.folder / FILE).exists():
+        say(f"models: {done.folder / FILE} loads them", aside=as_json)
+    say(f"again:  {command}", aside=as_json)
+    return 0
+
+
+def print_results(results: Table, *, as_json: bool) -> None:
+    """Prints a table on standard output; wide enough for all columns where that is no terminal."""
+    if as_json:
+        say(json.dumps(results.to_json(), indent=1))
+        return
+    console = Console(highlight=False)
+    print_table(results, console if console.is_terminal else Console(highlight=False, width=160))

@@ -1,0 +1,34 @@
+"""One torch thread per process, reproducible hypothesis draws, CIFAR-10 where it exists."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; worker processes of a study inherit it
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+
+settings.register_profile("mithridate", deadline=None, derandomize=True, database=None)
+settings.load_profile("mithridate")
+
+CIFAR10 = Path(
+    os.environ.get("MITHRIDATE_CIFAR10", Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10")
+)
+
+
+@pytest.fixture(scope="session")
+def shared_cifar() -> Path:
+    """The folder with CIFAR-10 as `train.parquet` and `test.parquet` (Hugging Face layout)."""
+    missing = [name for name in ("train.parquet", "test.parquet") if not (CIFAR10 / name).is_file()]
+    if missing:
+        pytest.skip(
+            f"needs CIFAR-10: no {' and '.join(missing)} in the folder that MITHRIDATE_CIFAR10 names "
+            "(default: ../shared/data/cifar10 beside the checkout)"
+        )
+    return CIFAR10

@@ -1,0 +1,88 @@
+"""BadNets: what it marks and relabels, and that a trigger teaches a victim."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mithridate.core.perturbation import Patch
+from mithridate.core.sources import Digits
+from mithridate.core.training import Recipe
+from mithridate.core.transforms import Shift
+from mithridate.poisoning.attacks.badnets import BadNets
+from mithridate.poisoning.attacks.random_noise import RandomNoise
+from mithridate.poisoning.threat import Backdoor, ThreatModel
+from mithridate.poisoning.triggers import PatchTrigger
+from tests.poisoning.cases import quick, three_classes
+
+TRAIN, TEST = three_classes()
+CLEAN = ThreatModel(budget=0.1, goal=Backdoor(), ball=Patch(area=0.1))
+
+
+def test_dirty_label_marks_rows_of_other_classes_and_relabels_them() -> None:
+    task = replace(BadNets.threat, budget=0.1).draw(TRAIN, TEST, 0)
+    poison = BadNets().craft(task, quick(), 0)
+    intended = int(task.intended[0])
+    assert len(poison) == 6
+    assert poison.labels is not None
+    assert poison.labels.tolist() == [intended] * 6
+    assert bool((TRAIN.labels_of(poison.rows) != intended).all())
+    expected = TRAIN.pixels(poison.rows)
+    for y, x in ((6, 6), (7, 7), (6, 7), (7, 6)):
+        expected[:, :, y, x] = 255 if y == x else 0
+    assert torch.equal(poison.images, expected)
+    assert poison.trigger == PatchTrigger()
+
+
+def test_clean_label_marks_rows_of_the_intended_class_and_leaves_labels() -> None:
+    task = CLEAN.draw(TRAIN, TEST, 0)
+    poison = BadNets(clean_label=True).craft(task, quick(), 0)
+    assert poison.labels is None
+    assert TRAIN.labels_of(poison.rows).unique().tolist() == [int(task.intended[0])]
+    task.check(poison)
+
+
+@pytest.mark.parametrize(
+    ("attack", "threat", "hint"),
+    [
+        (
+            BadNets(),
+            ThreatModel(budget=0.1),
+            "badnets serves the goal backdoor, but the threat model's goal is misclassify",
+        ),
+        (BadNets(), CLEAN, "the threat model has relabel=False; use relabel=True with poison_class='any'"),
+        (
+            BadNets(clean_label=True),
+            replace(BadNets.threat, budget=0.1),
+            "use a threat model with poison_class='intended'",
+        ),
+        (
+            BadNets(clean_label=True),
+            replace(CLEAN, poison_class="any"),
+            "use a threat model with poison_class='intended'",
+        ),
+    ],
+)
+def test_a_threat_model_that_does_not_fit_is_refused(attack: BadNets, threat: ThreatModel, hint: str) -> None:
+    with pytest.raises(TypeError, match=hint):
+        attack.craft(threat.draw(TRAIN, TEST, 0), quick(), 0)
+
+
+@pytest.mark.effect
+def test_badnets_implants_a_backdoor_and_random_patches_do_not() -> None:
+    train, test = Digits().load()
+    recipe = Recipe(epochs=20, batch_size=64, transforms=(Shift(),), precision="fp32")
+    rates = {}
+    for attack in (BadNets(), RandomNoise()):
+        outcomes = []
+        for seed in range(3):
+            task = BadNets.threat.draw(train, test, seed)
+            poison = attack.craft(task, recipe, seed)
+            task.check(poison)
+            outcomes.append(task.outcome(recipe.fit([poison.apply(train)], [seed]), poison))
+        rates[type(attack)] = sum(float(o["success"].float().mean()) for o in outcomes) / 3
+        assert all(float(o["accuracy"]) > 0.85 for o in outcomes)
+    assert rates[BadNets] > 0.8
+    assert rates[RandomNoise] < 0.3
