@@ -190,7 +190,7 @@ def _measure_peak(setup: Setup, model: str, arm: str, poisons: int) -> tuple[flo
         task, surrogate = _case(setup, model, count, train=100 if setup.small else 10_000, epochs=0)
         before = _reset_peak(setup.device)
         if arm == "mithridate":
-            WitchesBrew(steps=1, surrogates=1).craft(task, surrogate, seed=0)
+            WitchesBrew(steps=1, surrogates=1, micro_batch=50).craft(task, surrogate, seed=0)
         else:
             _brew(brew_plain, _by_hand(surrogate), task, 1)
     return _peak(setup.device) - before, _peak(setup.device)

@@ -270,6 +270,7 @@ def _plain_warnings() -> Iterator[None]:
             print(f"warning: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
         warnings.showwarning = show
         yield
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mithridate.core.data import ImageData
+from mithridate.core.ensemble import Ensemble
 from mithridate.core.perturbation import Linf
 from mithridate.core.sources import Digits
-from mithridate.core.training import Learner, Recipe
+from mithridate.core.training import Fitted, Learner, Recipe, Watch, predictor_of
 from mithridate.experiments.trial import Trial
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.attacks.random_noise import RandomNoise
@@ -78,6 +80,29 @@ class Brighten(Attack):
         return Poison(
             rows, (task.train.pixels(rows).int() + self.by).clamp(0, 255).to(torch.uint8), notes={"by": self.by}
         )
+
+
+@dataclass(frozen=True)
+class Plain(Learner):
+    """A learner with code of its own, which writes down how it was called."""
+
+    calls: ClassVar[list[tuple[Any, ...]]] = []
+
+    @property
+    def recipe(self) -> Recipe | None:
+        return None
+
+    def fit(
+        self,
+        datasets: Sequence[ImageData],
+        seeds: Sequence[int],
+        *,
+        trusted: ImageData | None = None,
+        watch: Watch | None = None,
+    ) -> Fitted:
+        Plain.calls.append((len(datasets), list(seeds), trusted, watch))
+        models = Ensemble([linear(10) for _ in seeds])
+        return Fitted(models, predictor_of(models), {}, [None] * len(seeds))
 
 
 THREAT = ThreatModel(budget=0.05, ball=Linf(eps=8 / 255))

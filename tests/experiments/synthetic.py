@@ -217,7 +217,12 @@ def make_study(folder: Path, images: torch.Tensor | None = None, **sizes: int) -
     for made in (failed, missing):
         (folder / "trials" / name_of(made)).mkdir()
         (folder / "trials" / name_of(made) / "trial.json").write_text(json.dumps(made))
-    error = {"label": "x", "type": "ValueError", "message": "loss is <nan> after 3 epochs", "traceback": "Traceback ..."}
+    error = {
+        "label": "x",
+        "type": "ValueError",
+        "message": "loss is <nan> after 3 epochs",
+        "traceback": "Traceback ...",
+    }
     (folder / "trials" / name_of(failed) / "error.json").write_text(json.dumps(error))
     study = {"schema": 1, "command": "mithridate audit --data data/cifar10 --preset small", "versions": ENVIRONMENT}
     (folder / "study.json").write_text(json.dumps(study))

@@ -15,14 +15,12 @@ import pytest
 import torch
 
 from mithridate.core.data import ImageData
-from mithridate.core.ensemble import Ensemble
 from mithridate.core.seeds import derive
-from mithridate.core.training import Fitted, Learner, Recipe, predictor_of
 from mithridate.experiments.files import locked, making, read_json, write_json
 from mithridate.experiments.recall import Memory
 from mithridate.experiments.store import Crafted, Store, Stored, load_model
 from mithridate.poisoning.poison import Poison
-from tests.experiments.fakes import LINEAR, Linear, digits, linear, recipe
+from tests.experiments.fakes import LINEAR, Linear, Plain, digits, recipe
 
 
 def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -231,24 +229,9 @@ def test_workers_share_out_fits_and_wait_for_those_that_others_make(tmp_path: Pa
     assert (store.fit_folder(ids[0]) / "fit.json").stat().st_mtime_ns == stamp
 
 
-class Plain(Learner):
-    """A learner with code of its own, which writes down how it was called."""
-
-    def __init__(self) -> None:
-        self.calls: list = []
-
-    @property
-    def recipe(self) -> Recipe | None:
-        return None
-
-    def fit(self, datasets, seeds, *, trusted=None, watch=None) -> Fitted:
-        self.calls.append((len(datasets), list(seeds), trusted, watch))
-        models = Ensemble([linear(10) for _ in seeds])
-        return Fitted(models, predictor_of(models), {}, [None] * len(seeds))
-
-
 def test_only_plain_unwatched_recipes_are_stored(tmp_path: Path) -> None:
     train, store, own, seen = digits(), Store(tmp_path), Plain(), []
+    own.calls.clear()
     assert Stored(own, store).recipe is None
     Stored(own, store).fit([train], [4], trusted=train)
     assert own.calls == [(1, [4], train, None)]

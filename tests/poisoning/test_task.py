@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mithridate.core.perturbation import L2, Linf, Patch, to_bytes
+from mithridate.core.perturbation import L2, Linf, Patch
 from mithridate.poisoning.poison import Poison
 from mithridate.poisoning.task import predict
 from mithridate.poisoning.threat import Backdoor, FixedCase, Task, ThreatModel, ThreatModelViolation
@@ -197,8 +197,7 @@ def scores_of(images: Tensor) -> Tensor:
 
 def test_outcome_equals_a_slow_loop() -> None:
     case = task(case=FixedCase(target_rows=(1, 4, 11), intended="ant"))
-    abstain = lambda images: scores_of(images)[..., 0] > 0.55
-    outcome = case.outcome(scripted(scores_of, abstain), Poison.empty(case))
+    outcome = case.outcome(scripted(scores_of, lambda images: scores_of(images)[..., 0] > 0.55), Poison.empty(case))
     for m in range(2):
         for t, row in enumerate((1, 4, 11)):
             scores = scores_of(TEST.floats(torch.tensor([row])))[m, 0].tolist()
@@ -251,8 +250,10 @@ def test_a_backdoor_is_measured_with_the_trigger_and_accuracy_without() -> None:
 
 def test_the_certified_radius_is_handed_on() -> None:
     case = task(targets=2)
-    radius = lambda images: torch.arange(len(images))[None]
-    outcome = case.outcome(scripted(lambda images: torch.rand(1, len(images), 3), radius=radius), Poison.empty(case))
+    certified = scripted(
+        lambda images: images[None, :, 0, 0, :3], radius=lambda images: torch.arange(len(images))[None]
+    )
+    outcome = case.outcome(certified, Poison.empty(case))
     assert outcome["radius"].tolist() == [[0, 1]]
 
 

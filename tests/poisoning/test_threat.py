@@ -62,7 +62,10 @@ def test_more_poisons_than_candidates_are_an_error_with_numbers() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_candidates_are_of_the_class_that_the_threat_model_says(seed: int) -> None:
-    drawn = {name: ThreatModel(budget=0.1, poison_class=name).draw(TRAIN, TEST, seed) for name in ("intended", "target", "third", "any")}  # type: ignore[arg-type]  # fmt: skip
+    drawn = {
+        name: ThreatModel(budget=0.1, poison_class=name).draw(TRAIN, TEST, seed)  # type: ignore[arg-type]
+        for name in ("intended", "target", "third", "any")
+    }
     labels = {name: set(TRAIN.labels_of(task.candidates).tolist()) for name, task in drawn.items()}
     true, intended = int(drawn["any"].true_labels[0]), int(drawn["any"].intended[0])
     assert labels == {"intended": {intended}, "target": {true}, "third": {3 - true - intended}, "any": {0, 1, 2}}
@@ -144,11 +147,9 @@ def test_sets_that_do_not_fit_together_are_refused() -> None:
         ThreatModel().draw(TRAIN, ImageData(TEST.images[:, :, :4, :4], TEST.labels, CLASSES), 0)
     with pytest.raises(ValueError, match="the training set holds 1 class"):
         ThreatModel().draw(TRAIN.select(TRAIN.ids[TRAIN.labels == 0]), TEST, 0)
-    with pytest.raises(ValueError, match="all 3 test images are targets"):
-        small = TEST.select(torch.arange(3))
-        ThreatModel(case=FixedCase(target_rows=(0, 1, 2), intended="cat")).draw(
-            TRAIN, ImageData(small.images, torch.arange(30) % 2, CLASSES).select(torch.arange(3)), 0
-        )
+    few = TEST.select(torch.arange(1))
+    with pytest.raises(ValueError, match="all 1 test images are targets"):
+        ThreatModel(case=FixedCase(target_rows=(0,), intended="cat")).draw(TRAIN, few, 0)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,12 @@ from mithridate.core.schema import Choice
 
 
 class Batch(NamedTuple):
-    """What one model sees in one step."""
+    """What one model sees in one step.
+
+    >>> batch = Batch(torch.zeros(2, 1, 8, 8), torch.eye(2), torch.tensor([4, 7]), progress=0.5)
+    >>> batch._replace(images=1 - batch.images).images.mean().item()
+    1.0
+    """
 
     images: Tensor
     """[B, C, H, W] float in [0, 1]."""
@@ -31,6 +36,10 @@ class BatchTransform(Choice, ABC):
 
     A transform never changes the mode or the buffers of the model, and draws from the given generator alone, so that an
     attacker who knows the generator can replay it.
+
+    >>> from mithridate.core.schema import parse
+    >>> parse(BatchTransform, "mixup:k=3").mixes_rows
+    True
     """
 
     home: ClassVar[str] = "mithridate.core.transforms"
@@ -43,7 +52,12 @@ class BatchTransform(Choice, ABC):
 
 
 class GradientRule(Choice, ABC):
-    """Says how a step gets its gradient."""
+    """Says how a step gets its gradient.
+
+    >>> from mithridate.core.schema import parse
+    >>> parse(GradientRule, "mean")
+    Mean()
+    """
 
     home: ClassVar[str] = "mithridate.core.gradient_rules"
 
@@ -61,7 +75,12 @@ class RowRule(Choice, ABC):
 
 
 class Sampler(Choice, ABC):
-    """Says how batches are drawn."""
+    """Says how batches are drawn.
+
+    >>> from mithridate.core.schema import parse
+    >>> parse(Sampler, "shuffled").batches(rows=10, batch_size=4)
+    3
+    """
 
     home: ClassVar[str] = "mithridate.core.sampling"
 

@@ -16,25 +16,33 @@ from mithridate.core.models import last_linear
 
 @contextmanager
 def _mode(module: nn.Module, *, train: bool) -> Iterator[None]:
-    """Switches a module to train or eval mode, and back; in train mode its buffers are restored as well."""
+    """Switches a module to train or eval mode, and back; in train mode it works on copies of its buffers.
+
+    Copies, since writing the old values back into the buffers would break the backward pass of what was computed.
+    """
     modes = [(part, part.training) for part in module.modules() if part.training != train]
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()] if train else []
+    buffers = [(part, *named) for part in module.modules() for named in part.named_buffers(recurse=False) if train]
     for part, _ in modes:
         part.training = train
+    for part, name, buffer in buffers:
+        setattr(part, name, buffer.clone())
     try:
         yield
     finally:
         for part, mode in modes:
             part.training = mode
-        for buffer, value in buffers:
-            buffer.copy_(value)
+        for part, name, buffer in buffers:
+            setattr(part, name, buffer)
 
 
 def features(module: nn.Module, images: Tensor) -> Tensor:
     """Returns the input [B, D] of the module's last Linear, in eval mode, differentiable in the images.
 
     Raises:
-        ValueError: the module has no final Linear.
+        ValueError: the module has no final Linear, or it does not run once in a forward pass.
+
+    >>> features(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.ones(2, 1, 2, 2)).shape
+    torch.Size([2, 4])
     """
     caught: list[Tensor] = []
     handle = last_linear(module).register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))

@@ -18,6 +18,9 @@ def _tensors(gradient: Gradient) -> list[Tensor]:
 def dot(a: Gradient, b: Gradient) -> Tensor:
     """Returns the inner product [] over all parameters.
 
+    Raises:
+        ValueError: the two have different numbers of parameters.
+
     >>> dot({"w": torch.ones(2)}, {"w": torch.tensor([1.0, 2.0])})
     tensor(3.)
     """
@@ -26,12 +29,20 @@ def dot(a: Gradient, b: Gradient) -> Tensor:
 
 
 def norm(a: Gradient) -> Tensor:
-    """Returns the Euclidean norm [] over all parameters."""
+    """Returns the Euclidean norm [] over all parameters.
+
+    >>> norm({"w": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+    tensor(5.)
+    """
     return torch.stack([x.norm() for x in _tensors(a)]).norm()
 
 
 def cosine(a: Gradient, b: Gradient) -> Tensor:
-    """Returns the cosine [] of the whole parameter vectors, not the mean of layer-wise cosines."""
+    """Returns the cosine [] of the whole parameter vectors, not the mean of layer-wise cosines.
+
+    >>> cosine([torch.tensor([1.0]), torch.tensor([0.0])], [torch.tensor([3.0]), torch.tensor([4.0])])
+    tensor(0.6000)
+    """
     return dot(a, b) / (norm(a) * norm(b)).clamp_min(1e-12)
 
 
@@ -40,6 +51,9 @@ def cosine_slope(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, list
 
     With the derivative v in hand, the gradient of the cosine with respect to whatever ``a`` was computed from is one
     vector-Jacobian product of ``a``, in pieces if need be.
+
+    >>> cosine_slope([torch.tensor([2.0, 0.0])], [torch.tensor([0.0, 1.0])])
+    (tensor(0.), [tensor([0.0000, 0.5000])])
     """
     length_a, length_b = norm(a).clamp_min(1e-12), norm(b).clamp_min(1e-12)
     value = dot(a, b) / (length_a * length_b)

@@ -10,7 +10,11 @@ from torch import Tensor
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Tells whether an error means that memory ran out, on a GPU or on the CPU."""
+    """Tells whether an error means that memory ran out, on a GPU or on the CPU.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("shapes do not fit"))
+    (True, False)
+    """
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )

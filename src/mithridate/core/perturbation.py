@@ -1,7 +1,7 @@
 """What a perturbation may do to an image (``Ball``), and the one loop that searches inside it (``minimise``).
 
-Gradient matching, feature collision, PGD and adversarial training differ in their objective, their ball and their update;
-the loop, the projection and the rounding to 8-bit pixels are here, once.
+Gradient matching, feature collision, PGD and adversarial training differ in their objective, their ball and their
+update; the loop, the projection and the rounding to 8-bit pixels are here, once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ def _uniform(like: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Rounds pixels in [0, 1] to the nearest uint8."""
+    """Rounds pixels in [0, 1] to the nearest uint8.
+
+    >>> to_bytes(torch.tensor([0.0, 0.5, 1.0])).tolist(), to_floats(torch.tensor([0, 255])).tolist()
+    ([0, 128, 255], [0.0, 1.0])
+    """
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
@@ -82,21 +86,19 @@ class Ball(Choice, ABC):
         return params.new_zeros(())
 
     def rounded(self, base: Tensor, images: Tensor) -> Tensor:
-        """Returns uint8 images inside the ball: the nearest pixels, or truncated towards the base where those overstep."""
+        """Returns uint8 images inside the ball, for images inside it and a base that is 8-bit.
+
+        The nearest pixels; those that overstep are truncated towards the base, all of the image where need be.
+        """
         nearest = to_bytes(images)
-        fits = self.contains(base, to_floats(nearest))[:, None, None, None]
         steps = ((images - base).clamp(-1, 1) * 255).trunc()
         towards = ((base * 255).round() + steps).clamp(0, 255).to(torch.uint8)
-        return torch.where(fits, nearest, towards)
-
-
-def _check_eps(eps: float, largest: float = 1.0) -> None:
-    if not eps > 0:
-        raise ValueError(f"eps is {eps}; it must be positive, in pixels of [0, 1] (for example 8/255)")
-    if eps > largest:
-        raise ValueError(
-            f"eps is {eps:g}; pixels lie in [0, 1], so write {eps:g}/255 = {eps / 255:.4f} for {eps:g} of 255"
-        )
+        outside = (self.project(base, to_floats(nearest)) - to_floats(nearest)).abs() > _EDGE
+        closer = torch.where(outside, towards, nearest)
+        for better in (closer, nearest):
+            fits = self.contains(base, to_floats(better))[:, None, None, None]
+            towards = torch.where(fits, better, towards)
+        return towards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,18 +113,24 @@ class Linf(Ball):
     """Largest change of a pixel value, in [0, 1] units (8/255, not 8)."""
 
     def __post_init__(self) -> None:
-        _check_eps(self.eps)
-        if self.eps > 64 / 255 + _EDGE:
-            warnings.warn(f"eps is {self.eps:.3f} (more than 64/255): such poisons are plain to see", stacklevel=3)
+        eps = self.eps
+        if not eps > 0:
+            raise ValueError(f"eps is {eps}; it must be positive, in pixels of [0, 1] (for example 8/255)")
+        if eps > 1:
+            raise ValueError(
+                f"eps is {eps:g}; pixels lie in [0, 1], so write {eps:g}/255 = {eps / 255:.4f} for {eps:g} of 255"
+            )
+        if eps > 64 / 255 + _EDGE:
+            warnings.warn(f"eps is {eps:.3f} (more than 64/255): such poisons are plain to see", stacklevel=3)
 
     def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
-        return self.project(base, base + self.eps * _normal(base, rng))
+        return self.project(base, _normal(base, rng).mul_(self.eps).add_(base))
 
     def project(self, base: Tensor, params: Tensor) -> Tensor:
-        return base + (params - base).clamp(-self.eps, self.eps).clamp(-base, 1 - base)
+        return (params - base).clamp_(-self.eps, self.eps).add_(base).clamp_(0, 1)
 
     def sample(self, base: Tensor, rng: torch.Generator) -> Tensor:
-        return self.project(base, base + self.eps * _normal(base, rng).sign())
+        return self.project(base, _normal(base, rng).sign_().mul_(self.eps).add_(base))
 
     def contains(self, base: Tensor, images: Tensor) -> Tensor:
         return (images - base).abs().flatten(1).amax(1) <= self.eps + _EDGE
@@ -133,7 +141,11 @@ class Linf(Ball):
 
 @dataclass(frozen=True, kw_only=True)
 class L2(Ball):
-    """The change of each image has at most Euclidean length eps."""
+    """The change of each image has at most Euclidean length eps.
+
+    >>> L2(eps=0.5).contains(torch.zeros(1, 1, 1, 2), torch.tensor([[[[0.3, 0.5]]]])).tolist()
+    [False]
+    """
 
     eps: float
     """Largest Euclidean norm of the change of one image, pixels in [0, 1]."""
@@ -165,7 +177,11 @@ class L2(Ball):
 
 @dataclass(frozen=True, kw_only=True)
 class AnyImage(Ball):
-    """Any image at all: the change is bounded by nothing but the attack's own penalty."""
+    """Any image at all: the change is bounded by nothing but the attack's own penalty.
+
+    >>> AnyImage().describe()
+    'any image may take the place of a poisoned one (no bound)'
+    """
 
     def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
         return base.clone()
@@ -186,7 +202,7 @@ class AnyImage(Ball):
 
 @dataclass(frozen=True, kw_only=True)
 class Patch(Ball):
-    """One rectangle of each image may change freely.
+    """One rectangle of each image may change freely; a search moves the largest square in it.
 
     >>> Patch(area=0.1).describe()
     'one rectangle of at most 10 % of each image changes freely'
@@ -201,7 +217,10 @@ class Patch(Ball):
 
     def _side(self, base: Tensor) -> int:
         h, w = base.shape[2:]
-        return max(1, min(h, w, int((self.area * h * w) ** 0.5 + _EDGE)))
+        side = min(h, w, int((self.area * h * w) ** 0.5 + _EDGE))
+        if side < 1:
+            raise ValueError(f"area is {self.area}, less than one pixel of {h}x{w}; use at least 1/{h * w}")
+        return side
 
     def _window(self, base: Tensor, top: Tensor, left: Tensor) -> Tensor:
         """Returns the mask [P, 1, H, W] of the largest square with these corners [P]."""
@@ -249,7 +268,11 @@ def _extent(marks: Tensor) -> Tensor:
 
 
 def by_autograd(function: Callable[[Tensor, torch.Generator], Tensor]) -> Objective:
-    """Makes an objective of a function from images and a generator to a value [] or [P]; only inputs are differentiated."""
+    """Makes an objective of a function from images and a generator to a value [] or [P]; differentiates images only.
+
+    >>> by_autograd(lambda images, rng: images.square().sum())(torch.ones(1), torch.Generator())
+    (tensor(1.), tensor([2.]))
+    """
 
     def objective(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         leaf = images.detach().requires_grad_()
@@ -265,16 +288,20 @@ def average(objectives: Sequence[Objective]) -> Objective:
     """Averages objectives, one member of an ensemble each; one graph is alive at a time.
 
     Every member sees the same random draws, so a member's share does not depend on how many there are.
+
+    >>> both = average([by_autograd(lambda x, rng, k=k: k * x.sum()) for k in (1, 3)])
+    >>> both(torch.ones(1), torch.Generator())
+    (tensor(2.), tensor([2.]))
     """
 
     def objective(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         state = rng.get_state()
-        pairs = []
-        for one in objectives:
+        value, gradient = objectives[0](images, rng)
+        for one in objectives[1:]:
             rng.set_state(state)
-            pairs.append(one(images, rng))
-        values, gradients = zip(*pairs, strict=True)
-        return torch.stack(values).mean(0), torch.stack(gradients).mean(0)
+            more, slope = one(images, rng)
+            value, gradient = value + more, gradient.contiguous().add_(slope)
+        return value / len(objectives), gradient.div_(len(objectives))
 
     return objective
 
@@ -304,8 +331,8 @@ def minimise(
 ) -> Found:
     """Searches a ball around the start images for the lowest objective.
 
-    Each restart ends with its last iterate, which is rounded to 8-bit pixels inside the ball and evaluated with one fixed
-    generator; the restart with the lowest value wins, image by image where the objective is one per image.
+    Each restart ends with its last iterate, which is rounded to 8-bit pixels inside the ball and evaluated with one
+    fixed generator; the restart with the lowest value wins, image by image where the objective is one per image.
 
     Args:
         objective: images [P, C, H, W] and a generator -> (value [] or [P], gradient).
@@ -319,6 +346,9 @@ def minimise(
         pixels: "uint8" rounds the result; "float" keeps the last iterate as it is.
         label: what a progress bar says.
         rng: source of all randomness.
+
+    Raises:
+        ValueError: no restart is asked for.
     """
     update = update or SignedAdam()
     judge = int(torch.randint(2**62, (1,), generator=rng))
@@ -355,7 +385,10 @@ def _search(
         if between is not None:
             between(step, images.detach())
         value, slope = objective(images.detach(), rng)
-        (gradient,) = torch.autograd.grad((images * slope).sum() + ball.penalty(params), params)
+        (gradient,) = torch.autograd.grad(images, params, slope)
+        penalty = ball.penalty(params)
+        if penalty.requires_grad:
+            gradient = gradient + torch.autograd.grad(penalty, params)[0]
         params = ball.project(start, stepper.step(params.detach(), value, gradient, step / steps))
     return stepper.final(params)
 

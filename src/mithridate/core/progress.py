@@ -33,7 +33,12 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
 
 
 class quiet:
-    """Switches the bars of inner loops off, for a caller that shows its own."""
+    """Switches the bars of inner loops off, for a caller that shows its own.
+
+    >>> with quiet():
+    ...     list(track([1, 2], "counting"))
+    [1, 2]
+    """
 
     def __enter__(self) -> None:
         self._token = _showing.set(True)

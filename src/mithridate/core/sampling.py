@@ -13,7 +13,11 @@ from mithridate.core.batch import Sampler
 
 @dataclass(frozen=True, kw_only=True)
 class Shuffled(Sampler):
-    """Every row once per epoch, in a fresh random order; a last batch of one row joins the batch before it."""
+    """Every row once per epoch, in a fresh random order; a last batch of one row joins the batch before it.
+
+    >>> [len(rows) for rows in Shuffled()(torch.arange(9), 4, torch.Generator())]
+    [4, 5]
+    """
 
     def __call__(self, rows: Tensor, batch_size: int, rng: torch.Generator) -> Iterator[Tensor]:
         order = rows[torch.randperm(len(rows), generator=rng).to(rows.device)]

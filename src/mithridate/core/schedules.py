@@ -6,12 +6,17 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from mithridate.core.updates import step_decay
 from mithridate.core.schema import Choice
+from mithridate.core.updates import step_decay
 
 
 class Schedule(Choice, ABC):
-    """A factor of the learning rate as a function of progress, 0..1."""
+    """A factor of the learning rate as a function of progress, 0..1.
+
+    >>> from mithridate.core.schema import parse
+    >>> parse(Schedule, "one-cycle:peak=0.5")(0.25)
+    0.5
+    """
 
     @abstractmethod
     def __call__(self, progress: float) -> float:
@@ -20,7 +25,11 @@ class Schedule(Choice, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class StepDecay(Schedule):
-    """x 0.1 at 3/8, 5/8 and 7/8 of training, the poisoning literature's usual schedule."""
+    """x 0.1 at 3/8, 5/8 and 7/8 of training, the poisoning literature's usual schedule.
+
+    >>> round(StepDecay()(0.5), 3)
+    0.1
+    """
 
     def __call__(self, progress: float) -> float:
         return step_decay(progress)
@@ -42,8 +51,14 @@ class Cosine(Schedule):
 class OneCycle(Schedule):
     """Rises linearly to one and falls linearly to zero.
 
-    Reference: Smith, Topin. "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates". 2018.
-    arXiv 1708.07120.
+    Reference: Smith, Topin. "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates".
+    2018. arXiv 1708.07120.
+
+    Raises:
+        ValueError: the peak is not inside the training.
+
+    >>> [OneCycle(peak=0.5)(progress) for progress in (0.0, 0.25, 0.5, 1.0)]
+    [0.0, 0.5, 1.0, 0.0]
     """
 
     peak: float = 0.25

@@ -1,9 +1,9 @@
 """Settings in and out of JSON: every choice is a frozen dataclass, tagged with the name people type.
 
-A *choice family* is an abstract class (``Attack``, ``Ball``, ``Sampler`` ...) that inherits from ``Choice``; its members are
-frozen dataclasses whose fields are the settings. Members that live in a folder of their own are named by their file
-(``poisoning/attacks/witches_brew.py`` is ``witches-brew``), others by their class (``AnyImage`` is ``any-image``), and members
-outside this package by ``module:Class``.
+A *choice family* is an abstract class (``Attack``, ``Ball``, ``Sampler`` ...) that inherits from ``Choice``; its
+members are frozen dataclasses whose fields are the settings. Members that live in a folder of their own are named by
+their file (``poisoning/attacks/witches_brew.py`` is ``witches-brew``), others by their class (``AnyImage`` is
+``any-image``), and members outside this package by ``module:Class``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import importlib
 import importlib.metadata
 import inspect
 import json
+import math
 import pkgutil
 import re
 import sys
@@ -35,7 +36,12 @@ T = TypeVar("T")
 
 
 class Choice:
-    """Marks an abstract family of settings (``class Ball(Choice, ABC)``)."""
+    """Marks an abstract family of settings (``class Ball(Choice, ABC)``).
+
+    >>> from mithridate.core.perturbation import Linf
+    >>> issubclass(Linf, Choice)
+    True
+    """
 
     home: ClassVar[str] = ""
     """Module, or package with one file per member, where the members live; empty: the family's own module."""
@@ -60,17 +66,29 @@ def _import_home(base: type) -> str:
     return home
 
 
-def _descendants(base: type) -> collections.abc.Iterator[type]:
+def _family(base: type[T]) -> collections.abc.Iterator[type[T]]:
+    yield base
     for child in base.__subclasses__():
-        yield child
-        yield from _descendants(child)
+        yield from _family(child)
+
+
+def _in_package(cls: type) -> bool:
+    return cls.__module__.split(".")[0] == __name__.split(".")[0]
+
+
+def _is_member(cls: type) -> bool:
+    return _in_package(cls) and not inspect.isabstract(cls) and dataclasses.is_dataclass(cls)
 
 
 def name_of(choice: Any) -> str:
-    """Returns the name of a choice (an instance or its class), as the CLI and JSON spell it."""
+    """Returns the name of a choice (an instance or its class), as the CLI and JSON spell it.
+
+    >>> from mithridate.core.perturbation import AnyImage
+    >>> name_of(AnyImage), name_of(AnyImage())
+    ('any-image', 'any-image')
+    """
     cls = choice if isinstance(choice, type) else type(choice)
-    package = __name__.split(".")[0]
-    if cls.__module__.split(".")[0] != package:
+    if not _in_package(cls):
         return f"{cls.__module__}:{cls.__qualname__}"
     if cls.__module__.rpartition(".")[0] == getattr(cls, "home", ""):
         return cls.__module__.rpartition(".")[2].replace("_", "-")
@@ -81,15 +99,14 @@ def choices(base: type[T]) -> dict[str, type[T]]:
     """Returns every member of a choice family by name, those of installed plug-ins included.
 
     Plug-ins announce a class under the entry-point group ``mithridate.<family>``, for example ``mithridate.attack``.
+
+    >>> from mithridate.core.schedules import Schedule
+    >>> list(choices(Schedule))
+    ['cosine', 'one-cycle', 'step-decay']
     """
     _import_home(base)
-    package = __name__.split(".")[0]
-    found = {
-        name_of(cls): cls
-        for cls in _descendants(base)
-        if cls.__module__.split(".")[0] == package and not inspect.isabstract(cls) and dataclasses.is_dataclass(cls)
-    }
-    for entry in importlib.metadata.entry_points(group=f"{package}.{base.__name__.lower()}"):
+    found = {name_of(cls): cls for cls in _family(base) if _is_member(cls)}
+    for entry in importlib.metadata.entry_points(group=f"{__name__.split('.')[0]}.{base.__name__.lower()}"):
         found[entry.name] = entry.load()
     return dict(sorted(found.items()))
 
@@ -99,6 +116,9 @@ def resolve(text: str) -> Any:
 
     Raises:
         ValueError: the text is not of that form, the module cannot be imported, or it has no such name.
+
+    >>> resolve("pathlib:Path.home")() == Path.home()
+    True
     """
     module_name, _, attribute = text.partition(":")
     if not module_name or not attribute:
@@ -125,13 +145,19 @@ def _function(function: collections.abc.Callable) -> dict[str, Any]:
         source = inspect.getsource(function)
     except (OSError, TypeError):
         source = repr(type(function))
-    name = getattr(function, "__qualname__", type(function).__qualname__)
+    name = getattr(function, "__qualname__", None)
+    if name is None or (inspect.ismethod(function) and not isinstance(function.__self__, type)):
+        name = f"<{type(function).__qualname__}>"  # a partial, an object with __call__: no name says its state
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     return {"function": f"{getattr(function, '__module__', '?')}:{name}", "source": digest}
 
 
 def resumable(value: Any) -> bool:
-    """Tells whether a setting can be read back in another process: a lambda or a local function cannot."""
+    """Tells whether a setting can be read back in another process: a lambda or a local function cannot.
+
+    >>> resumable(resolve), resumable(lambda: 0)
+    (True, False)
+    """
     return "<" not in json.dumps(to_json(value))
 
 
@@ -147,8 +173,11 @@ def to_json(value: Any, path: collections.abc.Callable[[Path], str] = _path_text
     """Turns settings into plain JSON values; choices carry their name as ``type``.
 
     >>> from mithridate.core.perturbation import Linf
-    >>> to_json(Linf(eps=0.5))
-    {'type': 'linf', 'eps': 0.5}
+    >>> to_json(Linf(eps=0.25))
+    {'type': 'linf', 'eps': 0.25}
+
+    Raises:
+        TypeError: a value that is no setting, such as a tensor.
     """
     inner = functools.partial(to_json, path=path)
     if isinstance(value, Path):
@@ -185,13 +214,13 @@ def identity(value: Any) -> str:
 def _number(value: Any, kind: type) -> Any:
     if isinstance(value, str):
         try:
-            value = Fraction(value) if "/" in value else float(value)
+            value = Fraction(value)
         except (ValueError, ZeroDivisionError):
             raise ValueError(f"{value!r} is not a number") from None
     if isinstance(value, bool) or not isinstance(value, (int, float, Fraction)):
         raise ValueError(f"{value!r} is not a number")
-    if kind is int and value != int(value):
-        raise ValueError(f"{value!r} is not a whole number")
+    if kind is int and (not math.isfinite(value) or value != int(value)):
+        raise ValueError(f"{value!s} is not a whole number")
     return kind(value)
 
 
@@ -209,12 +238,19 @@ def _text(value: Any, _: type) -> str:
     raise ValueError(f"{value!r} is not text")
 
 
+def _option(value: Any, kind: Any) -> Any:
+    options = typing.get_args(kind)
+    if value in options:
+        return value
+    raise ValueError(f"{value!r} is no option; {nearest(str(value), map(str, options))}")
+
+
 def _structure_dataclass(data: Any, cls: type) -> Any:
     """Builds a dataclass from its settings; an unknown setting is an error that names the nearest one."""
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     label = name_of(cls) if issubclass(cls, Choice) else cls.__name__
     if not isinstance(data, dict):
         raise ValueError(f"{label}: expected its settings, got {data!r}")
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     hints = typing.get_type_hints(cls)
     settings = {}
     for key, value in data.items():
@@ -241,9 +277,16 @@ def class_of(base: type[T], name: str) -> type[T]:
 
     Raises:
         ValueError: no such member; the message names the nearest one.
+
+    >>> from mithridate.core.perturbation import Ball
+    >>> class_of(Ball, "any-image").__name__
+    'AnyImage'
     """
     if ":" in name:
-        return resolve(name)
+        found = resolve(name)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise ValueError(f"{name!r} is no {base.__name__.lower()}; it must name a subclass of {base.__name__}")
+        return found
     known = choices(base)
     if name not in known:
         raise ValueError(f"no {base.__name__.lower()} is called {name!r}; {nearest(name, known)}")
@@ -259,7 +302,7 @@ def _structure_choice(data: Any, base: type) -> Any:
     name = data.pop("type", None)
     if name is None and not inspect.isabstract(base):
         return _structure_dataclass(data, base)
-    if name is None:
+    if not isinstance(name, str):
         raise ValueError(f"a {base.__name__.lower()} needs its 'type'; {nearest('', choices(base))}")
     cls = class_of(base, name)
     if hasattr(cls, "from_json_settings"):
@@ -278,7 +321,7 @@ def _is_function(kind: Any) -> bool:
     )
 
 
-def _optional_choice(kind: Any) -> type | None:
+def _optional(kind: Any) -> type | None:
     arms = [arm for arm in typing.get_args(kind) if arm is not type(None)]
     is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
     return arms[0] if is_union and len(arms) == 1 and isinstance(arms[0], type) else None
@@ -290,16 +333,19 @@ def _make_converter() -> cattrs.Converter:
         converter.register_structure_hook(kind, hook)
     converter.register_structure_hook(Path, lambda value, _: Path(value))
     converter.register_structure_hook_func(_is_function, _structure_function)
+    converter.register_structure_hook_func(lambda kind: typing.get_origin(kind) is typing.Literal, _option)
     converter.register_structure_hook_func(
         lambda kind: isinstance(kind, type) and dataclasses.is_dataclass(kind), _structure_dataclass
     )
     converter.register_structure_hook_func(
         lambda kind: isinstance(kind, type) and issubclass(kind, Choice), _structure_choice
     )
-    converter.register_structure_hook_func(
-        lambda kind: _optional_choice(kind) is not None,
-        lambda value, kind: None if value is None else converter.structure(value, _optional_choice(kind)),
-    )
+
+    def structure_optional(value: Any, kind: Any) -> Any:
+        inner: Any = _optional(kind)
+        return None if value is None else converter.structure(value, inner)
+
+    converter.register_structure_hook_func(lambda kind: _optional(kind) is not None, structure_optional)
     return converter
 
 
@@ -313,6 +359,10 @@ def from_json(data: Any, kind: type[T]) -> T:
 
     Raises:
         ValueError: an unknown type or setting (the message names the nearest), or a value of the wrong kind.
+
+    >>> from mithridate.core.perturbation import Ball
+    >>> from_json({"type": "l2", "eps": 0.5}, Ball)
+    L2(eps=0.5)
     """
     return _converter.structure(data, kind)
 
@@ -333,6 +383,9 @@ def parse(base: type[T], text: str) -> T:
     >>> from mithridate.core.perturbation import Ball
     >>> parse(Ball, "linf:eps=8/255").eps == 8 / 255
     True
+
+    Raises:
+        ValueError: as for ``from_json``, or a part that is no ``setting=value``.
     """
     match = re.fullmatch(r"([\w-]+)(?::(.*)|\((.*)\))?", text.strip(), re.DOTALL)
     if match is None:

@@ -39,7 +39,7 @@ class Prediction(NamedTuple):
     abstained: Tensor
     """[M, B] bool: the predictor refused to answer."""
     radius: Tensor | None
-    """[M, B] int64: how many training rows may be inserted or deleted without changing the answer; None: no certificate."""
+    """[M, B] int64: how many rows may be inserted or deleted without changing the answer; None: no certificate."""
 
 
 Predictor = Callable[[Tensor], Prediction]
@@ -83,13 +83,16 @@ class Learner(Choice, ABC):
         trusted: ImageData | None = None,
         watch: Watch | None = None,
     ) -> Fitted:
-        """Trains one model for each data set and seed; sees neither test data nor targets nor which rows are poisoned."""
+        """Trains one model for each data set and seed; sees neither test data nor targets nor what is poisoned."""
 
 
 class Classifier(nn.Module):
     """Normalisation and network in one module: images in [0, 1] to float32 logits.
 
     In train mode the network runs in bfloat16 where ``bf16`` is set; in eval mode always in float32.
+
+    >>> Classifier(nn.Flatten(), nn.Identity(), bf16=False)(torch.zeros(2, 1, 1, 3)).shape
+    torch.Size([2, 3])
     """
 
     def __init__(self, network: nn.Module, normalize: nn.Module, *, bf16: bool) -> None:
@@ -106,7 +109,11 @@ class Classifier(nn.Module):
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Tells whether bfloat16 training is faster there: GPUs that have it, CPUs with instructions for it."""
+    """Tells whether bfloat16 training is faster there: GPUs that have it, CPUs with instructions for it.
+
+    >>> bf16_pays(torch.device("meta"))
+    False
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -114,7 +121,11 @@ def bf16_pays(device: torch.device) -> bool:
 
 
 def predictor_of(models: Ensemble) -> Predictor:
-    """Returns the plain predictor of an ensemble: logits, never abstaining, no certificate."""
+    """Returns the plain predictor of an ensemble: logits, never abstaining, no certificate.
+
+    >>> predictor_of(Ensemble([nn.Flatten()]))(torch.zeros(2, 1, 1, 3)).abstained.tolist()
+    [[False, False]]
+    """
 
     def predict(images: Tensor) -> Prediction:
         with torch.no_grad():
@@ -181,7 +192,7 @@ class Recipe(Learner):
 
     def __post_init__(self) -> None:
         for name, least in {"epochs": 0, "batch_size": 1, "learning_rate": 0, "weight_decay": 0, "momentum": 0}.items():
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.trainable == "head" and self.start_from is None:
             raise ValueError("trainable='head' freezes the body, so start_from must name the weights of a trained one")
@@ -199,7 +210,7 @@ class Recipe(Learner):
         module = Classifier(network, normalize, bf16=bf16)
         if self.start_from is not None:
             load_weights(module, self.start_from, fresh_head=self.trainable == "head")
-        return module.to(data.device, memory_format=torch.channels_last)
+        return module.to(data.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def start(self, data: ImageData, seed: int) -> TrainingState:
         """Begins training; the caller advances it."""
@@ -259,6 +270,7 @@ class TrainingState:
     def restart(self, seed: int) -> None:
         """Forgets everything and starts again from a seed."""
         self.seed, self.epoch, self.steps, self.losses = seed, 0, 0, []
+        self._before = 0  # steps of the epochs that are over
         self.rows = self.data.ids
         self.module = self.recipe.module(self.data, seed)
         if self.recipe.trainable == "head":
@@ -279,7 +291,8 @@ class TrainingState:
     def progress(self) -> float:
         """Share of the training done, 0..1."""
         per_epoch = self.recipe.sampler.batches(len(self.rows), self.recipe.batch_size)
-        return self.steps / max(1, per_epoch * self.recipe.epochs)
+        done = self.epoch * per_epoch + self.steps - self._before  # as if all epochs had been as long as this one
+        return done / max(1, per_epoch * self.recipe.epochs)
 
     def batches(self) -> Iterator[Batch]:
         """Yields the untransformed batches of one epoch."""
@@ -292,7 +305,7 @@ class TrainingState:
         """Transforms a batch and takes one step; returns the mean loss []."""
         recipe, random = self.recipe, self._random
         self.module.train(recipe.trainable == "all")
-        # Dropout and the like draw from torch's global generator: give each step its own stream, and put the old one back.
+        # Dropout and the like draw from torch's global generator: each step has its own stream; the old one comes back.
         with torch.random.fork_rng(devices=[self.data.device] if self.data.device.type == "cuda" else []):
             torch.manual_seed(derive(self.seed, "dropout", self.steps))
             for transform in recipe.transforms:
@@ -309,7 +322,7 @@ class TrainingState:
     def run_epoch(self) -> None:
         """Trains for one epoch; a row rule then drops rows for the epochs to come."""
         losses = [self.advance(batch) for batch in self.batches()]
-        self.epoch += 1
+        self.epoch, self._before = self.epoch + 1, self.steps
         self.losses.append(float(torch.stack(losses).mean()))
         if not self.losses[-1] < float("inf"):
             warnings.warn(
@@ -317,11 +330,9 @@ class TrainingState:
                 f"from {self.recipe.learning_rate}",
                 stacklevel=2,
             )
-        if self.recipe.row_rule is not None:
-            rule = self.recipe.row_rule
-            self.rows = rule(
-                self.epoch / self.recipe.epochs, self.module, self.data.select(self.rows), self._random["rows"]
-            )
+        rule, share = self.recipe.row_rule, self.epoch / max(1, self.recipe.epochs)
+        if rule is not None and share < 1:
+            self.rows = rule(share, self.module, self.data.select(self.rows), self._random["rows"])
 
     def solve_head(self) -> None:
         """Trains a fresh last Linear on the frozen features, to convergence."""
@@ -345,13 +356,17 @@ def load_weights(module: Classifier, path: Path, *, fresh_head: bool) -> None:
         fresh_head: leave the last Linear as it is (its shape may then differ).
 
     Raises:
-        ValueError: names or shapes do not fit.
+        ValueError: no such file, no safetensors, or names or shapes that do not fit.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise ValueError(f"start_from is {path}, which is no file; give safetensors weights")
-    weights = load_file(path)
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors weights: {error}") from error
     own = module.state_dict()
     if not any(name.startswith("network.") for name in weights):
         weights = {f"network.{name}": value for name, value in weights.items()}

@@ -21,7 +21,12 @@ def _draw(batch: Batch, rng: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Flip(BatchTransform):
-    """Mirrors each image left to right with a probability."""
+    """Mirrors each image left to right with a probability.
+
+    >>> batch = Batch(torch.tensor([[[[0.0, 1.0]]]]), torch.eye(1), torch.tensor([0]), 0.0)
+    >>> Flip(probability=1.0)(batch, nn.Identity(), torch.Generator()).images
+    tensor([[[[1., 0.]]]])
+    """
 
     probability: float = 0.5
 
@@ -32,7 +37,12 @@ class Flip(BatchTransform):
 
 @dataclass(frozen=True, kw_only=True)
 class Shift(BatchTransform):
-    """Moves each image by whole pixels, uniformly in both directions; what moves in is black."""
+    """Moves each image by whole pixels, uniformly in both directions; what moves in is black.
+
+    >>> batch = Batch(torch.ones(1, 3, 8, 8), torch.eye(1), torch.tensor([0]), 0.0)
+    >>> Shift(share=0.25)(batch, nn.Identity(), torch.Generator()).images.shape
+    torch.Size([1, 3, 8, 8])
+    """
 
     share: float = 0.125
     """Largest move as a share of the side: 4 pixels of 32, 1 of 8."""
@@ -58,12 +68,19 @@ class Shift(BatchTransform):
 class Mixup(BatchTransform):
     """Replaces every image by a weighted mean of k images of its batch, labels likewise.
 
-    One weight vector per batch, Dirichlet(alpha, ..., alpha); the first term is the batch in its own order and the others
-    are random permutations of it, so k = 2 is the classic rule.
+    One weight vector per batch, Dirichlet(alpha, ..., alpha); the first term is the batch in its own order and the
+    others are random permutations of it, so k = 2 is the classic rule.
 
-    Reference: Zhang, Cisse, Dauphin, Lopez-Paz. "mixup: Beyond Empirical Risk Minimization". ICLR 2018. arXiv 1710.09412;
-    k-way form: Borgnia et al. "Strong Data Augmentation Sanitizes Poisoning and Backdoor Attacks Without an Accuracy
-    Tradeoff". ICASSP 2021. arXiv 2011.09527.
+    Reference: Zhang, Cisse, Dauphin, Lopez-Paz. "mixup: Beyond Empirical Risk Minimization". ICLR 2018. arXiv
+    1710.09412; k-way form: Borgnia et al. "Strong Data Augmentation Sanitizes Poisoning and Backdoor Attacks Without an
+    Accuracy Tradeoff". ICASSP 2021. arXiv 2011.09527.
+
+    Raises:
+        ValueError: fewer than 2 images per mixture, or a concentration that is not positive.
+
+    >>> batch = Batch(torch.rand(4, 1, 8, 8), torch.eye(4), torch.arange(4), 0.0)
+    >>> torch.allclose(Mixup()(batch, nn.Identity(), torch.Generator()).targets.sum(1), torch.ones(4))
+    True
     """
 
     mixes_rows: ClassVar[bool] = True

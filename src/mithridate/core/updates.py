@@ -21,7 +21,12 @@ def step_decay(progress: float) -> float:
 
 
 class Stepper(ABC):
-    """One search in progress: an update together with what it remembers."""
+    """One search in progress: an update together with what it remembers.
+
+    >>> stepper = SignStep(low=0.25, high=0.25).begin(torch.zeros(1, 1, 1, 1), torch.Generator())
+    >>> stepper.step(torch.ones(1, 1, 1, 1), torch.tensor(0.0), torch.full((1, 1, 1, 1), 7.0), 0.0).item()
+    0.75
+    """
 
     @abstractmethod
     def step(self, params: Tensor, value: Tensor, gradient: Tensor, progress: float) -> Tensor:
@@ -33,7 +38,12 @@ class Stepper(ABC):
 
 
 class Update(Choice, ABC):
-    """How a search moves."""
+    """How a search moves.
+
+    >>> from mithridate.core.schema import parse
+    >>> parse(Update, "signed-adam:lr=1/40").lr
+    0.025
+    """
 
     @abstractmethod
     def begin(self, base: Tensor, rng: torch.Generator) -> Stepper:
@@ -51,11 +61,11 @@ class _AdamStepper(Stepper):
         if self.count == 0:
             self.mean, self.square = torch.zeros_like(params), torch.zeros_like(params)
         self.count += 1
-        self.mean = first * self.mean + (1 - first) * gradient
-        self.square = second * self.square + (1 - second) * gradient.square()
-        mean, square = self.mean / (1 - first**self.count), self.square / (1 - second**self.count)
+        self.mean.mul_(first).add_(gradient, alpha=1 - first)  # in place: a search keeps as few copies as it can
+        self.square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
         lr = self.update.lr * (step_decay(progress) if self.update.decay else 1)
-        return params - lr * mean / (square.sqrt() + 1e-8)
+        spread = self.square.div(1 - second**self.count).sqrt_().add_(1e-8)
+        return params.addcdiv(self.mean, spread, value=-lr / (1 - first**self.count))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +75,15 @@ class SignedAdam(Update):
     Reference: Geiping, Fowl et al. "Witches' Brew: Industrial Scale Data Poisoning via Gradient Matching". ICLR 2021.
     arXiv 2009.02276. Their step 0.1 is in units of normalised pixels; 0.025 is the same step for pixels in [0, 1] and a
     channel deviation of 0.25.
+
+    >>> stepper = SignedAdam(lr=0.5).begin(torch.zeros(1, 1, 1, 1), torch.Generator())
+    >>> round(
+    ...     stepper.step(
+    ...         torch.ones(1, 1, 1, 1), torch.tensor(0.0), torch.full((1, 1, 1, 1), 7.0), 0.0
+    ...     ).item(),
+    ...     4,
+    ... )
+    0.5
     """
 
     lr: float = 0.025
@@ -80,7 +99,13 @@ class SignedAdam(Update):
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Update):
-    """Adam on the gradient itself."""
+    """Adam on the gradient itself.
+
+    Reference: Kingma, Ba. "Adam: A Method for Stochastic Optimization". ICLR 2015. arXiv 1412.6980, Algorithm 1.
+
+    >>> Adam(lr=0.1).decay
+    False
+    """
 
     lr: float = 0.01
     """Step in pixels of [0, 1]."""
@@ -107,8 +132,12 @@ class _SignStepper(Stepper):
 class SignStep(Update):
     """A step against the sign of the gradient, its length drawn from [low, high] per image and step; equal ends: PGD.
 
-    Reference: Madry et al. "Towards Deep Learning Models Resistant to Adversarial Attacks". ICLR 2018. arXiv 1706.06083;
-    random steps: Chiang et al. "WITCHcraft: Efficient PGD attacks with random step size". ICASSP 2020. arXiv 1911.07989.
+    Reference: Madry et al. "Towards Deep Learning Models Resistant to Adversarial Attacks". ICLR 2018. arXiv
+    1706.06083; random steps: Chiang et al. "WITCHcraft: Efficient PGD attacks with random step size". ICASSP 2020.
+    arXiv 1911.07989.
+
+    >>> SignStep(low=1 / 255, high=4 / 255).high > SignStep().high
+    True
     """
 
     low: float = 2 / 255
@@ -163,6 +192,12 @@ class ForwardBackward(Update):
 
     Reference: Shafahi et al. "Poison Frogs! Targeted Clean-Label Poisoning Attacks on Neural Networks". NeurIPS 2018.
     arXiv 1804.00792, Algorithm 1. Deviation: the accept test uses the objective of the iterate itself.
+
+    Raises:
+        TypeError: in a search whose objective is joint: each image is accepted or rejected by its own value.
+
+    >>> ForwardBackward(lr=0.1).beta
+    0.25
     """
 
     lr: float = 0.01

@@ -1,4 +1,4 @@
-"""What to be careful about in a study: warnings that trials gave and doubts that follow from the numbers, each explained."""
+"""What to be careful about in a study: warnings that trials gave and doubts that follow from the numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _MEANINGS = (
     (r"plain to see", "The poison may change images so much that anyone who looks at the data notices."),
     (r"micro-?batch|out of memory", "Memory ran short and work was cut into smaller pieces; slower, same result."),
     (r"bf16|precision", "Numbers were computed with another precision than asked for; compare speeds with care."),
-    (r"not resumable|lambda", "A setting cannot be named in another process: this study cannot be resumed or re-run by id."),
+    (
+        r"not resumable|lambda",
+        "A setting cannot be named in another process: this study cannot be resumed or re-run by id.",
+    ),
     (r"damaged", "A stored file could not be read and was made again."),
     (r"nan|inf\b|diverge", "Training broke down somewhere; the outcome of that trial says little."),
     (r"accuracy", "The model itself is weak or was hurt; success on targets then has other causes than the attack."),
@@ -48,11 +51,12 @@ def meaning(text: str) -> str:
     >>> meaning("out of memory: micro-batches of 25")
     'Memory ran short and work was cut into smaller pieces; slower, same result.'
     """
-    return next((words for pattern, words in _MEANINGS if re.search(pattern, text, re.I)), _OTHER)
+    return next((words for pattern, words in _MEANINGS if re.search(pattern, text, re.IGNORECASE)), _OTHER)
 
 
 def _controls(rows: Sequence[Row]) -> list[Caution]:
-    alone = sorted({row.attack for row in rows if not row.control and "random-noise" not in row.versus})
+    beside = {row.attack for row in rows if "random-noise" in row.versus}
+    alone = sorted({row.attack for row in rows if not row.control} - beside)
     if not alone:
         return []
     text = f"No random-noise control beside {', '.join(alone)}."
@@ -92,4 +96,5 @@ def _many(rows: Sequence[Row]) -> list[Caution]:
     if tests < 5:
         return []
     text = f"{tests} attack settings were compared with their controls."
-    return [Caution(text, f"p-values are not corrected for their number: of {tests} idle ones {tests * LEVEL:.1g} seem to work.")]
+    idle = f"of {tests} attacks that do nothing {tests * LEVEL:.1g} would seem to work on average"
+    return [Caution(text, f"p-values are not corrected for their number: {idle}.")]

@@ -27,7 +27,7 @@ class Cell:
     """Trials that share all settings but the seed: one seed = one drawn case = one independent unit."""
 
     setting: dict[str, Any]
-    """trial.json of any of them."""
+    """trial.json of the first of them."""
     trials: dict[int, Pair]
     """By seed, ascending."""
 
@@ -124,8 +124,8 @@ def cells(pairs: Iterable[Pair]) -> list[Cell]:
         seed = int(trial.get("seed", 0))
         if seed not in group or trial.get("victims", 1) > group[seed][0].get("victims", 1):
             group[seed] = (trial, result)
-    made = [Cell(next(iter(group.values()))[0], dict(sorted(group.items()))) for group in groups.values()]
-    return sorted(made, key=_order)
+    ordered = [dict(sorted(group.items())) for group in groups.values()]
+    return sorted((Cell(next(iter(group.values()))[0], group) for group in ordered), key=_order)
 
 
 def _order(cell: Cell) -> tuple:
@@ -164,6 +164,8 @@ def control_of(cell: Cell, others: Sequence[Cell], name: str) -> Cell | None:
     It must have the same threat model. `no-attack` uses no budget, so there the same aim (goal, targets) is enough.
     """
     same = [o for o in others if o.attack == name and o is not cell and _place(o, "threat") == _place(cell, "threat")]
+    trigger = cell.setting["attack"].get("trigger")  # a control shows the attack's own trigger at test time
+    same = [o for o in same if trigger is None or o.setting["attack"].get("trigger") in (None, trigger)] or same
     exact = [o for o in same if canonical(o.setting["threat"]) == canonical(cell.setting["threat"])]
     if name == "no-attack":
         exact = exact or [o for o in same if _aim(o) == _aim(cell)]

@@ -151,7 +151,9 @@ def _axes(width: float, height: float, *, left: float, right: float) -> tuple[Ax
 
     figure = Figure(figsize=(width / 72, height / 72))
     bottom = 40
-    axes = figure.add_axes((left / width, bottom / height, (width - left - right) / width, (height - bottom - 4) / height))
+    axes = figure.add_axes(
+        (left / width, bottom / height, (width - left - right) / width, (height - bottom - 4) / height)
+    )
     axes.patch.set_visible(False)
     figure.patch.set_visible(False)
     for side in ("left", "right", "top", "bottom"):
@@ -185,7 +187,7 @@ def _interval(axes: Axes, y: float, rate: Rate, color: str, marker: str, *, fill
 
 
 def _svg(figure: Any, name: str, spoken: str) -> str:
-    """The figure as one inline <svg>: no declaration, unique ids, CSS variables as colours, words for screen readers."""
+    """The figure as one inline <svg>: unique ids, CSS variables as colours, words for screen readers."""
     import matplotlib as mpl
 
     out = io.StringIO()
@@ -194,17 +196,17 @@ def _svg(figure: Any, name: str, spoken: str) -> str:
         figure.savefig(out, format="svg", metadata=nothing)
     text = out.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r"(url\(|href=\")#", rf"\1#{name}-", text)
     for color, variable in _VARIABLES.items():
         text = text.replace(color, f"var(--{variable})")
-    text = re.sub(r"\s+\n", "\n", re.sub(r"<!--.*?-->", "", text, flags=re.S))
+    text = re.sub(r"\s+\n", "\n", re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
     head = re.match(r"<svg[^>]*>", text)
     assert head is not None
     box = re.search(r'viewBox="[^"]+"', head[0])
-    kept = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box[0] if box else ""} role="img" aria-label="{_quoted(spoken)}">'
-    return kept + text[head.end() :].strip()
+    kept = f'{box[0] if box else ""} role="img" aria-label="{_quoted(spoken)}"'
+    return f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {kept}>' + text[head.end() :].strip()
 
 
 def _quoted(text: str) -> str:

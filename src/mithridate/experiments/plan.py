@@ -82,6 +82,13 @@ def plan(
 
     Raises:
         ValueError: The folder holds other things; or the data do not have what a trial needs.
+
+    >>> from mithridate import Digits, NoAttack, Recipe, ThreatModel
+    >>> control = Trial(
+    ...     data=Digits(train=100), threat=ThreatModel(), attack=NoAttack(), learner=Recipe(), victims=8
+    ... )
+    >>> print(plan([control], probe=False))
+    1 trials (0 finished), 1 poisons (0 made), 8 shared fits, 0 poisoned victims; no estimate of the time
     """
     where = tempfile.gettempdir() if folder is None else check_folder(Path(folder))
     store = Store(Path(where) / "nothing" if folder is None else where)

@@ -191,7 +191,7 @@ def digits_audit(recipe: Recipe | None = None) -> list[Panel]:
             clean_victims=3,  # an interval for accuracy needs two or more
         ),
         Panel(
-            attack=PoisonFrogs(),
+            attack=PoisonFrogs(steps=400),  # 1,000 succeed no more often here, 150 less often
             threat=PoisonFrogs.threat,  # one image, changed without bound but for the paper's penalty
             scenario=on_frozen_features(recipe),
             defenses=((SpectralSignatures(contamination=0.02),),),

@@ -167,8 +167,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, bool]:
         "eligible": any(row.eligible for row in rows),
         "noise": any("random-noise" in row.versus for row in rows),
         "nothing": any("no-attack" in row.versus for row in rows),
-        "found": any(row.recall is not None and not row.control for row in rows),
-        "radius": any(row.certificate for row in rows),
+        "proof": any(row.certificate or (row.recall is not None and not row.control) for row in rows),
         "abstained": any(row.abstained for row in rows),
     }
 
@@ -208,7 +207,13 @@ def _machine(pairs: Sequence[Pair]) -> dict[str, str]:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 # --- the poisons -----------------------------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ Everything here is a pure function of plain numbers. Three conventions hold thro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -62,7 +63,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean with its interval; `low` and `high` are None where `n` is too small to have one."""
+    """A mean with its interval; the ends are None where `n` is too small to have one."""
 
     value: float
     low: float | None
@@ -220,15 +221,15 @@ def difference(first: Numbers, second: Numbers) -> Mean:
     0.05
     """
     a, b = _finite(first), _finite(second)
-    if not len(a) or not len(b):
-        return Mean(math.nan, None, None, 0)
-    value, count = float(a.mean() - b.mean()), min(len(a), len(b))
-    if count < 2:
+    value = float(a.mean() - b.mean()) if len(a) and len(b) else math.nan
+    if (count := min(len(a), len(b))) < 2:
         return Mean(value, None, None, count)
     if np.ptp(a) == 0 and np.ptp(b) == 0:
         return Mean(value, value, value, count)
-    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(CONFIDENCE)
-    return Mean(value, float(interval.low), float(interval.high), count)
+    va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) * math.sqrt(va + vb))
+    return Mean(value, value - half, value + half, count)
 
 
 def paired_exact(first: Outcomes, second: Outcomes, alternative: str = "greater") -> PairedSuccess:
@@ -281,11 +282,11 @@ def paired_margin(first: Numbers, second: Numbers) -> PairedMargin:
     steps = _finite([a - b for a, b in zip(first, second, strict=True)])
     if not len(steps) or not steps.any():
         return PairedMargin(mean(steps), 1.0, "no difference to test")
-    enough = len(steps) >= BOOTSTRAP_CLUSTERS
-    interval = cluster_bootstrap(steps, range(len(steps))) if enough else mean(steps)
+    interval = mean(steps) if len(steps) < BOOTSTRAP_CLUSTERS else cluster_bootstrap(steps, range(len(steps)))
     if len(steps) <= EXACT_PAIRS:
         return PairedMargin(interval, sign_flip(steps), "exact sign-flip permutation")
-    return PairedMargin(interval, float(stats.wilcoxon(steps, alternative="greater").pvalue), "Wilcoxon signed-rank")
+    result: Any = stats.wilcoxon(steps, alternative="greater")
+    return PairedMargin(interval, float(result.pvalue), "Wilcoxon signed-rank")
 
 
 def sign_flip(differences: Numbers) -> float:
@@ -320,8 +321,8 @@ def cluster_bootstrap(values: Numbers, clusters: Sequence[int], draws: int = 400
     >>> cluster_bootstrap([0.0, 1.0] * 20, [i // 2 for i in range(40)])
     Mean(value=0.5, low=0.5, high=0.5, n=20)
     """
-    array, names = np.asarray(values, dtype=float), np.asarray(clusters)
-    _, index = np.unique(names, return_inverse=True)
+    array = np.asarray(values, dtype=float)
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(index.max()) + 1 if len(index) else 0
     if count < BOOTSTRAP_CLUSTERS:
         raise ValueError(f"{count} clusters; resampling needs {BOOTSTRAP_CLUSTERS}, so use mean() of the cluster means")
@@ -373,10 +374,10 @@ def what_n_shows(n: int, p0: float = 0.0) -> str:
     >>> what_n_shows(20)
     '20 paired targets show a true success rate of 37 % or more against a control of 0 % in 4 of 5 such studies.'
     """
-    name = "paired target" if n == 1 else "paired targets"
+    name = "paired target" + "s" * (n != 1)
     if n < FEWEST_PAIRS:
-        best = f"even {n} of {n} against 0 of {n} gives p = {0.5**n:.2g}, not {LEVEL}"
-        return f"{n} {name} can show nothing: {best}; take {FEWEST_PAIRS} or more."
+        best = f"even {n} of {n} against 0 of {n} gives p = {0.5**n:.2g}, not {LEVEL}; take {FEWEST_PAIRS} or more"
+        return f"{n} {name} can show nothing: {best}."
     least, control = detectable(n, p0), f"a control of {percent(p0)} %"
     if least is None:
         return f"{n} {name} show no success rate against {control} in 4 of 5 such studies; take more."
@@ -391,7 +392,7 @@ def _finite(values: Numbers) -> np.ndarray:
     return array[np.isfinite(array)]
 
 
-def _same_length(first: Sequence, second: Sequence) -> None:
+def _same_length(first: Sized, second: Sized) -> None:
     if len(first) != len(second):
         raise ValueError(
             f"{len(first)} targets against {len(second)}; a paired test needs the same targets in both arms"

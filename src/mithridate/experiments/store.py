@@ -80,6 +80,10 @@ class Store:
 
     Args:
         folder: Made when the first thing is put there.
+
+    >>> store = Store("runs/example")
+    >>> store.identity({"seed": 1}) == Store("runs/other").identity({"seed": 1})
+    True
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -226,7 +230,10 @@ def load_model(folder: str | Path) -> nn.Module:
     """
     folder = Path(folder)
     notes = read_json(folder / "fit.json")
-    recipe = replace(from_json(notes["recipe"], Recipe), start_from=None, trainable="all")
+    recipe = from_json(notes["recipe"], Learner).recipe
+    if recipe is None:
+        raise ValueError(f"{folder} holds no recipe; was it written by mithridate?")
+    recipe = replace(recipe, start_from=None, trainable="all")
     blank = torch.zeros(2, *notes["shape"], dtype=torch.uint8)  # sizes the model; its numbers come from the file
     module = recipe.module(ImageData(blank, torch.tensor([0, 1]), tuple(notes["classes"])), notes["seed"])
     module.load_state_dict(load_file(folder / WEIGHTS))
@@ -255,6 +262,9 @@ class Stored(Learner):
     Args:
         learner: What trains.
         store: Where the fits are.
+
+    >>> Stored(Recipe(epochs=3), Store("runs/example")).recipe.epochs
+    3
     """
 
     def __init__(self, learner: Learner, store: Store) -> None:

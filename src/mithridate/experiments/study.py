@@ -25,15 +25,6 @@ from mithridate.poisoning.attacks.no_attack import NoAttack
 Pair = tuple[dict[str, Any], dict[str, Any]]
 """trial.json and result.json, read."""
 DONE, BUSY = "done", "busy"
-LOADER = '''"""Loads a model of this folder: python -i load_model.py fits/<id>, an id from "models" in a result.json."""
-
-import sys
-
-from mithridate.experiments.store import load_model
-
-model = load_model(sys.argv[1])  # images [B, C, H, W] in [0, 1] -> logits [B, K]
-print(model)
-'''
 COMPARED_VERSIONS = ("mithridate", "torch")
 """Versions that a folder should hold one of; another is a warning."""
 
@@ -84,7 +75,7 @@ def run_study(
         folder: Results folder; made if it does not exist. Run the same again to resume.
         map: Where trials run: builtin ``map``, ``processes(2)``, ...
         device: Where models run.
-        keep_models: Store poisoned victims as well, under ``fits/``.
+        keep_models: Store poisoned victims as well, under ``fits/``; ``store.load_model`` reads one.
         command: The command line that runs this study again, for the report.
         progress: Show a progress bar (on a terminal) or a line per trial (elsewhere), on standard error.
 
@@ -95,12 +86,20 @@ def run_study(
         ValueError: The folder holds results of other data or another schema, or is no results folder.
         StudyErrors: Some trials failed; raised after all others have run. Each left an ``error.json``.
         KeyboardInterrupt: Ctrl-C; finished work stays.
+
+    >>> import tempfile
+    >>> from mithridate import Digits, NoAttack, Recipe, ThreatModel
+    >>> control = Trial(
+    ...     data=Digits(train=100), threat=ThreatModel(), attack=NoAttack(), learner=Recipe(epochs=1)
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ((_, result),) = run_study([control], folder, progress=False)
+    >>> result["poison"]["count"], len(result["outcome"]["accuracy"])
+    (0, 1)
     """
     store = Store(check_folder(Path(folder)))
     named = identify(trials, store, device)
     register(store, {store.data(trial.data, device).fingerprint for trial in named.values()}, command)
-    if keep_models:
-        (store.folder / "load_model.py").write_text(LOADER, encoding="utf-8")
     errors: dict[str, dict[str, str]] = {}
     try:
         with _shown(len(named), sum(store.finished(name) for name in named), progress) as tell:

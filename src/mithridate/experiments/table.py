@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.experiments import cells as grid, words
 from mithridate.experiments.cells import Cell, Pair
+from mithridate.experiments.labels import Labels
 from mithridate.experiments.statistics import (
     Mean,
     PairedMargin,
@@ -155,11 +156,11 @@ def table(pairs: Iterable[Pair]) -> Table:
         pairs: (trial.json, result.json) of each, read; trials without a result are left out by the caller.
     """
     made = grid.cells(pairs)
-    labels = words.Labels.of([cell.setting for cell in made])
+    labels = Labels.of([cell.setting for cell in made])
     return Table(tuple(_row(cell, made, labels) for cell in made))
 
 
-def _row(cell: Cell, others: Sequence[Cell], labels: words.Labels) -> Row:
+def _row(cell: Cell, others: Sequence[Cell], labels: Labels) -> Row:
     unattacked = grid.clean(cell, others)
     right = grid.eligible(cell, unattacked)
     success, margins = cell.outcomes("success"), cell.outcomes("margin")
@@ -205,15 +206,15 @@ def _comparisons(cell: Cell, others: Sequence[Cell]) -> dict[str, Versus]:
 def _versus(name: str, cell: Cell, other: Cell, more: Cell, less: Cell) -> Versus:
     """Compare `cell` with `other`; `more` is the one of the two that is expected to succeed more often."""
     seeds = list(grid.paired(cell, other))
-    success = [[arm.outcomes("success")[seed] for seed in seeds] for arm in (more, less)]
-    margins = [arm.outcomes("margin") for arm in (more, less)]
-    both = [seed for seed in seeds if all(arm[seed] for arm in margins)]
+    first, second = ([arm.outcomes("success")[seed] for seed in seeds] for arm in (more, less))
+    high, low = more.outcomes("margin"), less.outcomes("margin")
+    both = [seed for seed in seeds if high[seed] and low[seed]]
     return Versus(
         name,
         rate(list(other.outcomes("success").values())),
-        paired_exact(*success),
-        paired_exact(*reversed(success)),
-        paired_margin(*([fmean(arm[seed]) for seed in both] for arm in margins)),
+        paired_exact(first, second),
+        paired_exact(second, first),
+        paired_margin([fmean(high[seed]) for seed in both], [fmean(low[seed]) for seed in both]),
     )
 
 

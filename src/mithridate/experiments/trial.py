@@ -46,7 +46,14 @@ NOT_RESUMABLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One attack on one case, against one way of training. Everything random follows from its two seeds."""
+    """One attack on one case, against one way of training. Everything random follows from its two seeds.
+
+    >>> from mithridate import BadNets, Digits, Mixup, Recipe
+    >>> Trial(
+    ...     data=Digits(), threat=BadNets.threat, attack=BadNets(), learner=Recipe(), defenses=(Mixup(),)
+    ... ).label()
+    'badnets vs mixup, seed 0'
+    """
 
     data: DataSource
     """Where the images come from."""

@@ -138,6 +138,10 @@ class Voting(Learner):
     parts: int
     """Number of parts, and of votes."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.learner, Voting):
+            raise TypeError("a vote of votes certifies nothing more; use one partition-vote with more parts")
+
     @property
     def recipe(self) -> Recipe | None:
         """The recipe of the learner inside."""

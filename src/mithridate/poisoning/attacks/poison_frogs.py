@@ -27,6 +27,12 @@ class PoisonFrogs(Attack):
     Reference: Shafahi, Huang, Najibi, Suciu, Studer, Dumitras, Goldstein. "Poison Frogs! Targeted Clean-Label Poisoning
     Attacks on Neural Networks". NeurIPS 2018. arXiv 1804.00792, eq. (1) and Algorithm 1. Deviations: the accept test
     looks at the objective of the iterate itself; with several targets the poisons are dealt to them in turn.
+
+    Raises:
+        ValueError: the watermark is no opacity.
+
+    >>> PoisonFrogs(watermark=0.3).beta
+    0.25
     """
 
     threat: ClassVar[ThreatModel] = ThreatModel(budget=0.0001, ball=AnyImage(), goal=Misclassify())
@@ -47,7 +53,11 @@ class PoisonFrogs(Attack):
             raise ValueError(f"watermark is {self.watermark}; it is an opacity, so use 0.3 for 30 %")
 
     def craft(self, task: Task, surrogate: Learner, seed: int) -> Poison:
-        """Crafts `task.limit` poisons; the note ``feature_distance`` is relative to the unchanged bases'."""
+        """Crafts `task.limit` poisons; the note ``feature_distance`` is relative to the unchanged bases'.
+
+        Raises:
+            TypeError: the goal is not to misclassify given targets.
+        """
         if not isinstance(task.goal, Misclassify):
             raise TypeError(f"poison-frogs moves given targets, so it needs the goal misclassify, not {task.goal}")
         models = surrogate.fit([task.train] * self.surrogates, range(self.surrogates)).models

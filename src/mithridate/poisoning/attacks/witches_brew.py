@@ -29,10 +29,13 @@ from mithridate.poisoning.threat import Misclassify, Task, ThreatModel
 class WitchesBrew(Attack):
     """Match the poisons' gradient to the gradient that would misclassify the target.
 
-    Reference: Geiping, Fowl, Huang, Czaja, Taylor, Moeller, Goldstein. "Witches' Brew: Industrial Scale Data Poisoning via
-    Gradient Matching". ICLR 2021. arXiv 2009.02276, eq. (3) and Algorithm 1. Deviations: the cosine is of all poisons
-    together at any number of them (the reference code matches batches of 512 one by one); steps are in pixels of [0, 1]
-    (0.025 = their 0.1 in normalised units); 1 restart and 2 surrogates unless asked for their 8 and 1.
+    Reference: Geiping, Fowl, Huang, Czaja, Taylor, Moeller, Goldstein. "Witches' Brew: Industrial Scale Data Poisoning
+    via Gradient Matching". ICLR 2021. arXiv 2009.02276, eq. (3) and Algorithm 1. Deviations: the cosine is of all
+    poisons together at any number of them (the reference code matches batches of 512 one by one); steps are in pixels
+    of [0, 1] (0.025 = their 0.1 in normalised units); 1 restart and 2 surrogates unless asked for their 8 and 1.
+
+    >>> WitchesBrew(steps=100).restarts
+    1
     """
 
     threat: ClassVar[ThreatModel] = ThreatModel(budget=0.01, ball=Linf(eps=16 / 255), goal=Misclassify())
@@ -53,7 +56,11 @@ class WitchesBrew(Attack):
     """Poisons per graph: bounds the memory, never changes the objective."""
 
     def craft(self, task: Task, surrogate: Learner, seed: int) -> Poison:
-        """Crafts `task.limit` poisons; the note ``matching_loss`` is 1 - cosine on the 8-bit pixels."""
+        """Crafts `task.limit` poisons; the note ``matching_loss`` is 1 - cosine on the 8-bit pixels.
+
+        Raises:
+            TypeError: the goal is not to misclassify given targets.
+        """
         if not isinstance(task.goal, Misclassify):
             raise TypeError(f"witches-brew moves given targets, so it needs the goal misclassify, not {task.goal}")
         models = surrogate.fit([task.train] * self.surrogates, range(self.surrogates)).models
@@ -63,11 +70,13 @@ class WitchesBrew(Attack):
         partners = _partners(task.train, rows, transforms, seed)
         labels = F.one_hot(task.train.labels_of(torch.cat([rows, partners])), len(task.train.classes)).float()
         bf16 = self.precision == "bf16" or (self.precision == "auto" and bf16_pays(task.targets.device))
+        clean = task.train.floats(partners)
+        objectives = [
+            _Matching(model, list(goal.values()), labels, clean, transforms, bf16, self.micro_batch)
+            for model, goal in zip(models, goals, strict=True)
+        ]
         found = minimise(
-            average([
-                _Matching(model, list(goal.values()), labels, task.train.floats(partners), transforms, bf16, self.micro_batch)
-                for model, goal in zip(models, goals, strict=True)
-            ]),
+            average(objectives),
             task.images(rows),
             task.ball,
             steps=self.steps,
@@ -110,45 +119,58 @@ class _Matching:
         self.parameters = list(trainable(model).values())
 
     def __call__(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        leaf = images.detach().requires_grad_()
-        with torch.enable_grad():
-            batch = Batch(torch.cat([leaf, self.partners]), self.labels, torch.arange(len(self.labels)), 1.0)
-            for transform in self.transforms:
-                batch = transform(batch, self.model, rng)
+        state = rng.get_state()
 
         def evaluate(size: int) -> tuple[Tensor, Tensor]:
             self.size = size
-            return self._whole(batch, leaf) if len(batch.images) <= size else self._pieces(batch, leaf)
+            return (self._whole if len(self.labels) <= size else self._pieces)(images.detach(), rng, state)
 
         result = shrinking(evaluate, self.size)
         assert isinstance(result, tuple)
         return result
 
-    def _whole(self, batch: Batch, leaf: Tensor) -> tuple[Tensor, Tensor]:
+    def _augmented(self, images: Tensor, rng: torch.Generator, state: Tensor) -> Batch:
+        """Puts poisons and partners through the victim's augmentation; the same draws every time."""
+        rng.set_state(state)
+        mixed = torch.cat([images, self.partners]) if len(self.partners) else images
+        batch = Batch(mixed, self.labels, torch.arange(len(mixed), device=mixed.device), 1.0)
+        for transform in self.transforms:
+            batch = transform(batch, self.model, rng)
+        return batch
+
+    def _whole(self, images: Tensor, rng: torch.Generator, state: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            batch = self._augmented(images.requires_grad_(), rng, state)
         gradients = self._gradients(batch.images, batch.targets, graph=True)
         value, slope = cosine_slope([g.detach() for g in gradients], self.goal)
-        (towards,) = torch.autograd.grad(gradients, leaf, slope, retain_graph=True)
-        return 1 - value, -towards
+        (towards,) = torch.autograd.grad(gradients, images, slope)
+        return 1 - value, towards.neg_()
 
-    def _pieces(self, batch: Batch, leaf: Tensor) -> tuple[Tensor, Tensor]:
+    def _pieces(self, images: Tensor, rng: torch.Generator, state: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            batch = self._augmented(images, rng, state)
         total = [torch.zeros_like(parameter) for parameter in self.parameters]
-        for images, targets in self._split(batch):
-            torch._foreach_add_(total, list(self._gradients(images, targets, graph=False)))
+        for part, targets in self._split(batch):
+            torch._foreach_add_(total, list(self._gradients(part, targets, graph=False)))
         value, slope = cosine_slope(total, self.goal)
-        pieces = []
-        for images, targets in self._split(batch):
-            images.requires_grad_()
-            pieces += torch.autograd.grad(self._gradients(images, targets, graph=True), images, slope)
-        (towards,) = torch.autograd.grad(batch.images, leaf, torch.cat(pieces), retain_graph=True)
-        return 1 - value, -towards
+        towards = torch.cat(
+            [
+                torch.autograd.grad(self._gradients(part.requires_grad_(), targets, graph=True), part, slope)[0]
+                for part, targets in self._split(batch)
+            ]
+        )
+        with torch.enable_grad():  # the augmentation's own graph, only now that those of the micro-batches are gone
+            batch = self._augmented(images.requires_grad_(), rng, state)
+        (towards,) = torch.autograd.grad(batch.images, images, towards)
+        return 1 - value, towards.neg_()
 
     def _split(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         number = -(-len(batch.images) // self.size)
-        return zip(batch.images.detach().chunk(number), batch.targets.chunk(number), strict=True)
+        return zip(batch.images.chunk(number), batch.targets.chunk(number), strict=True)
 
     def _gradients(self, images: Tensor, targets: Tensor, *, graph: bool) -> tuple[Tensor, ...]:
         with torch.enable_grad(), self._format(images.device):
-            loss = F.cross_entropy(self.model(images).float(), targets, reduction="sum")
+            loss = F.cross_entropy(self.model(images).to(targets.dtype), targets, reduction="sum")
         return torch.autograd.grad(loss, self.parameters, create_graph=graph)
 
     def _format(self, device: torch.device) -> AbstractContextManager:

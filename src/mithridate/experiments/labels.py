@@ -1,0 +1,90 @@
+"""Short names for the choices of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from mithridate.experiments.cells import CONTROLS
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Short names of the choices in a study: the name alone, with settings only where two variants of it meet.
+
+    >>> trials = [{"attack": {"type": "badnets", "size": 2}}, {"attack": {"type": "badnets", "size": 3}}]
+    >>> Labels.of(trials).attack(trials[1])
+    'badnets (size=3)'
+    """
+
+    varying: dict[str, frozenset[str]]
+    """By type name: the settings that differ between cells."""
+
+    @classmethod
+    def of(cls, trials: Sequence[Settings]) -> Labels:
+        """Look at all trials of a study to see which settings tell choices apart."""
+        choices = [c for t in trials for c in (t["attack"], t.get("learner"), *(t.get("defenses") or ())) if c]
+        seen: dict[str, dict[str, set[str]]] = {}
+        for choice in choices:
+            for key, value in choice.items():
+                seen.setdefault(_kind(choice), {}).setdefault(key, set()).add(str(value))
+        return cls({kind: frozenset(k for k, v in keys.items() if len(v) > 1) for kind, keys in seen.items()})
+
+    def attack(self, trial: Settings) -> str:
+        """Attack, and the surrogate where it is not the victim's own recipe; of a control the name alone."""
+        attack, surrogate = trial["attack"], trial.get("surrogate")
+        label = attack["type"] if attack["type"] in CONTROLS else self._label(attack)
+        return label + (f" via {model_of(surrogate)}" if surrogate else "")
+
+    def defense(self, trial: Settings) -> str:
+        """Defences joined by " + ", or "none"."""
+        return " + ".join(self._label(defense) for defense in trial.get("defenses") or ()) or "none"
+
+    def model(self, trial: Settings) -> str:
+        """The victim's architecture."""
+        learner = trial.get("learner") or {}
+        return model_of(learner) + self._suffix(learner, {"model"})
+
+    @staticmethod
+    def data(trial: Settings) -> str:
+        """The data set: its folder or its type."""
+        data = trial["data"]
+        path = PurePath(str(data.get("path") or data.get("type") or "data"))
+        return path.parent.name or path.stem if path.suffix else path.name
+
+    def _label(self, choice: Settings) -> str:
+        return choice["type"] + self._suffix(choice, set())
+
+    def _suffix(self, choice: Settings, skip: set[str]) -> str:
+        keys = self.varying.get(_kind(choice), frozenset()) - skip
+        parts = [f"{key}={setting(choice[key])}" for key in choice if key in keys]
+        return f" ({', '.join(parts)})" if parts else ""
+
+
+def _kind(choice: Settings) -> str:
+    return f"{choice.get('type', '')}:{choice.get('model', '')}" if "model" in choice else str(choice.get("type"))
+
+
+def model_of(learner: Settings) -> str:
+    """The architecture a learner trains, else what kind of learner it is."""
+    return str(learner.get("model") or learner.get("type") or "model")
+
+
+def setting(value: Any) -> str:
+    """A setting as the command line would spell it.
+
+    >>> setting({"type": "linf", "eps": 0.5}), setting(0.30000000000000004), setting([1, None])
+    ('linf:eps=0.5', '0.3', '1, none')
+    """
+    if isinstance(value, dict):
+        rest = ",".join(f"{key}={setting(item)}" for key, item in value.items() if key != "type")
+        return ":".join(part for part in (str(value.get("type", "")), rest) if part)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(setting(item) for item in value) or "none"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

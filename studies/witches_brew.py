@@ -1,0 +1,81 @@
+"""Gradient matching on CIFAR-10 against its controls: the paper's setting for a GPU, and a small one for a CPU.
+
+    mithridate study studies.witches_brew:small
+    mithridate study studies.witches_brew:paper --device cuda
+
+CIFAR-10 is expected in data/cifar10 (train.parquet and test.parquet in Hugging Face layout), or where the environment
+variable MITHRIDATE_CIFAR10 says.
+
+Reference: Geiping, Fowl, Huang, Czaja, Taylor, Moeller, Goldstein. "Witches' Brew: Industrial Scale Data Poisoning via
+Gradient Matching". ICLR 2021. arXiv 2009.02276.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import mithridate as mi
+
+
+def cifar10(per_class: int | None = None) -> mi.DataSource:
+    """Returns CIFAR-10, or the first images of each class of it."""
+    return mi.Parquet(os.environ.get("MITHRIDATE_CIFAR10", "data/cifar10"), per_class=per_class)
+
+
+def cell(
+    data: mi.DataSource,
+    recipe: mi.Recipe,
+    attack: mi.Attack,
+    threat: mi.ThreatModel,
+    *,
+    targets: int,
+    victims: int,
+    defenses: Sequence[mi.Defense] = (),
+) -> list[mi.Trial]:
+    """Returns the trials of one cell: the same targets, from the seeds, as in every other cell."""
+    return [
+        mi.Trial(
+            data=data,
+            learner=recipe,
+            attack=attack,
+            threat=threat,
+            defenses=tuple(defenses),
+            victims=victims,
+            seed=seed,
+        )
+        for seed in range(targets)
+    ]
+
+
+def paper() -> list[mi.Trial]:
+    """Returns figure 3's ResNet-18 setting: 1 % of CIFAR-10, eps 16, 10 targets with 8 victims each; a GPU day or two.
+
+    Read from the authors' scripts: 8 restarts of 250 steps, one surrogate, 40 epochs, batch 128.
+    """
+    data, recipe = cifar10(), mi.Recipe(model="resnet18", epochs=40, batch_size=128)
+    threat = mi.ThreatModel(budget=0.01, ball=mi.Linf(eps=16 / 255))
+    brew = mi.WitchesBrew(steps=250, restarts=8, surrogates=1)
+    attacks = (brew, mi.RandomNoise(), mi.NoAttack())
+    return [
+        trial for attack in attacks for trial in cell(data, recipe, attack, threat, targets=10, victims=8)
+    ]  # 80 victims a cell, 8 in all for no-attack, whose victims all targets share
+
+
+def small() -> list[mi.Trial]:
+    """Returns the standard small setting: 500 images per class, `convnet`, 2 % poison, 20 paired targets; CPU hours.
+
+    At eps 16 and, since a small set gives small effects, at eps 32; with and without mixup.
+    """
+    data = cifar10(per_class=500)
+    recipe = mi.Recipe(model="convnet", epochs=40, batch_size=125)  # 5,000 images: 40 equal batches
+    brew = mi.WitchesBrew(steps=250, surrogates=2)
+    doses = [mi.ThreatModel(budget=0.02, ball=mi.Linf(eps=eps / 255)) for eps in (16, 32)]
+    trials = []
+    for defenses in ((), (mi.Mixup(),)):
+        clean = cell(data, recipe, mi.NoAttack(), doses[0], targets=20, victims=8, defenses=defenses)
+        trials += clean  # no attack has no dose: the same 8 victims answer for all targets
+        for dose in doses:
+            for attack in (brew, mi.RandomNoise()):
+                trials += cell(data, recipe, attack, dose, targets=20, victims=1, defenses=defenses)
+    return trials

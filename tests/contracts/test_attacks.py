@@ -1,0 +1,146 @@
+"""Every attack, on 8x8 images of 3 classes with two steps: what each one promises."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from mithridate.core.data import ImageData
+from mithridate.core.schema import choices, name_of
+from mithridate.poisoning.attack import Attack
+from mithridate.poisoning.attacks.no_attack import NoAttack
+from mithridate.poisoning.poison import Poison
+from mithridate.poisoning.task import Task
+from tests.poisoning.cases import quick, three_classes
+
+ATTACKS = choices(Attack)
+SMALL = {"steps": 2, "restarts": 1, "surrogates": 1}
+every_attack = pytest.mark.parametrize("name", ATTACKS)
+
+
+def small(name: str) -> Attack:
+    """The attack with its default settings, but little work."""
+    attack = ATTACKS[name]()
+    known = {field.name for field in dataclasses.fields(attack)}
+    return dataclasses.replace(attack, **{key: value for key, value in SMALL.items() if key in known})
+
+
+def task_of(attack: Attack, *, channels: int = 3, seed: int = 0, **settings) -> Task:
+    """A case of the attack's own threat model, with a few rows to change."""
+    train, test = three_classes(channels=channels)
+    threat = dataclasses.replace(attack.threat, budget=max(attack.threat.budget, 0.05), **settings)
+    return threat.draw(train, test, seed)
+
+
+def craft(attack: Attack, task: Task, seed: int = 0) -> Poison:
+    return attack.craft(task, quick(epochs=1), seed)
+
+
+def same(a: Poison, b: Poison) -> bool:
+    labels = (a.labels is None and b.labels is None) or (
+        a.labels is not None and b.labels is not None and torch.equal(a.labels, b.labels)
+    )
+    return torch.equal(a.rows, b.rows) and torch.equal(a.images, b.images) and labels and a.trigger == b.trigger
+
+
+def content(data: ImageData) -> list[torch.Tensor]:
+    return [data.images.clone(), data.labels.clone(), data.ids.clone()]
+
+
+@every_attack
+def test_it_can_be_made_without_settings(name: str) -> None:
+    attack = ATTACKS[name]()
+    assert name_of(attack) == name
+    assert 0 < attack.threat.budget <= 1
+
+
+@every_attack
+@pytest.mark.parametrize("channels", [1, 3])
+def test_it_stays_inside_its_threat_model_on_8_bit_pixels(name: str, channels: int) -> None:
+    attack = small(name)
+    task = task_of(attack, channels=channels)
+    poison = craft(attack, task)
+    task.check(poison)
+    assert poison.images.dtype == torch.uint8
+    assert len(poison) == (0 if isinstance(attack, NoAttack) else task.limit)
+    assert len(poison.apply(task.train)) == len(task.train)
+
+
+@every_attack
+def test_it_leaves_labels_alone_unless_the_threat_model_relabels(name: str) -> None:
+    attack = small(name)
+    poisoned_task = task_of(attack)
+    poison = craft(attack, poisoned_task)
+    if not attack.threat.relabel:
+        assert torch.equal(
+            poison.apply(poisoned_task.train).labels_of(poison.rows), poisoned_task.train.labels_of(poison.rows)
+        )
+    assert (poison.trigger is not None) == poisoned_task.goal.triggered
+
+
+@every_attack
+def test_the_same_seed_makes_the_same_poison(name: str) -> None:
+    attack = small(name)
+    task = task_of(attack)
+    first = craft(attack, task)
+    torch.manual_seed(1234)
+    torch.rand(7)
+    assert same(first, craft(attack, task_of(attack)))
+
+
+@every_attack
+def test_another_seed_makes_another_poison_unless_declared_deterministic(name: str) -> None:
+    attack = small(name)
+    task = task_of(attack)
+    assert same(craft(attack, task, 0), craft(attack, task, 1)) == attack.deterministic
+
+
+@every_attack
+def test_it_leaves_the_global_random_state_alone(name: str) -> None:
+    attack = small(name)
+    task = task_of(attack)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    craft(attack, task)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@every_attack
+def test_it_does_not_touch_its_inputs(name: str) -> None:
+    attack, recipe = small(name), quick(epochs=1)
+    task = task_of(attack)
+    before = [
+        *content(task.train),
+        *content(task.test),
+        task.candidates.clone(),
+        task.target_rows.clone(),
+        task.intended.clone(),
+    ]
+    attack.craft(task, recipe, 0)
+    after = [*content(task.train), *content(task.test), task.candidates, task.target_rows, task.intended]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert recipe == quick(epochs=1)
+
+
+@every_attack
+def test_it_does_not_judge_itself(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*args: object, **kwargs: object) -> None:
+        raise AssertionError("an attack asked the harness")
+
+    attack = small(name)
+    task = task_of(attack)
+    for method in ("check", "outcome", "curve", "case"):
+        monkeypatch.setattr(Task, method, forbidden)
+    craft(attack, task)
+
+
+@every_attack
+def test_its_poison_is_kept_and_read_back(name: str, tmp_path) -> None:
+    attack = small(name)
+    poison = craft(attack, task_of(attack))
+    poison.save(tmp_path)
+    assert same(Poison.load(tmp_path), poison)
+    assert Poison.load(tmp_path).notes == poison.notes
+    assert all(isinstance(value, float) for value in poison.notes.values())

@@ -1,0 +1,166 @@
+"""Gradient matching against finite differences, a straightforward double backward, and its own limits."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mithridate.core.perturbation import Linf
+from mithridate.core.seeds import stream
+from mithridate.core.transforms import Flip, Mixup, Shift
+from mithridate.poisoning.attacks.witches_brew import WitchesBrew, _Matching
+from mithridate.poisoning.goals import Backdoor
+from mithridate.poisoning.threat import ThreatModel
+from tests.poisoning.cases import quick, three_classes
+
+CLASSES = 3
+
+
+def smooth_network(seed: int = 0) -> nn.Module:
+    """A network in float64 without kinks, so that finite differences have a limit."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 6 * 6, CLASSES)
+        ).double()
+
+
+def goal_gradient(network: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(F.cross_entropy(network(images), labels), list(network.parameters())))
+
+
+def matching(network: nn.Module, poisons: int, *, transforms=(), micro_batch: int = 128) -> _Matching:
+    target = torch.rand(1, 2, 6, 6, generator=stream(1, "target"), dtype=torch.float64)
+    goal = goal_gradient(network, target, torch.tensor([2]))
+    labels = F.one_hot(torch.arange(poisons) % CLASSES, CLASSES).double()
+    return _Matching(network, goal, labels, target[:0], transforms, False, micro_batch)
+
+
+def images_of(poisons: int) -> Tensor:
+    return torch.rand(poisons, 2, 6, 6, generator=stream(2, "poisons"), dtype=torch.float64)
+
+
+def by_hand(network: nn.Module, goal: list[Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """1 - cosine with one long vector each, differentiated twice by autograd."""
+    images = images.clone().requires_grad_()
+    loss = F.cross_entropy(network(images), labels, reduction="sum")
+    found = torch.autograd.grad(loss, list(network.parameters()), create_graph=True)
+    a, b = (torch.cat([part.flatten() for part in parts]) for parts in (found, goal))
+    value = 1 - torch.cosine_similarity(a, b, dim=0)
+    return value.detach(), torch.autograd.grad(value, images)[0]
+
+
+def test_value_and_gradient_equal_a_straightforward_double_backward() -> None:
+    network = smooth_network()
+    objective = matching(network, 5)
+    value, gradient = objective(images_of(5), stream(0, "x"))
+    expected, slope = by_hand(network, objective.goal, images_of(5), objective.labels)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, slope, rtol=1e-7, atol=1e-12)
+
+
+def test_gradient_agrees_with_finite_differences_through_the_augmentation() -> None:
+    objective = matching(smooth_network(), 4, transforms=(Flip(), Shift(share=0.2)))
+    images, step = images_of(4), 1e-5
+    _, gradient = objective(images, stream(0, "x"))
+    direction = torch.randn(images.shape, generator=stream(3, "direction"), dtype=torch.float64)
+    up, down = (objective(images + sign * step * direction, stream(0, "x"))[0] for sign in (1, -1))
+    assert float((up - down) / (2 * step)) == pytest.approx(float((gradient * direction).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
+def test_micro_batches_compute_the_exact_full_objective(micro_batch: int) -> None:
+    transforms = (Flip(), Shift(share=0.2))
+    whole = matching(smooth_network(), 5, transforms=transforms)(images_of(5), stream(0, "x"))
+    pieces = matching(smooth_network(), 5, transforms=transforms, micro_batch=micro_batch)(images_of(5), stream(0, "x"))
+    torch.testing.assert_close(pieces[0], whole[0], rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(pieces[1], whole[1], rtol=1e-8, atol=1e-13)
+
+
+def test_the_target_itself_with_the_intended_label_matches_perfectly() -> None:
+    network = smooth_network()
+    target = torch.rand(1, 2, 6, 6, generator=stream(1, "target"), dtype=torch.float64)
+    labels = F.one_hot(torch.tensor([2]), CLASSES).double()
+    objective = _Matching(
+        network, goal_gradient(network, target, torch.tensor([2])), labels, target[:0], (), False, 128
+    )
+    assert float(objective(target, stream(0, "x"))[0]) == pytest.approx(0, abs=1e-12)
+
+
+def test_running_out_of_memory_halves_the_micro_batch_says_so_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objective = matching(smooth_network(), 6, transforms=(Flip(),))
+    expected = matching(smooth_network(), 6, transforms=(Flip(),))(images_of(6), stream(0, "x"))
+    honest = _Matching._gradients
+
+    def greedy(self: _Matching, images: Tensor, targets: Tensor, *, graph: bool) -> tuple[Tensor, ...]:
+        if len(images) > 3:
+            raise torch.OutOfMemoryError("too much")
+        return honest(self, images, targets, graph=graph)
+
+    objective.size = 8
+    monkeypatch.setattr(_Matching, "_gradients", greedy)
+    with pytest.warns(UserWarning, match="out of memory; going on with pieces of 4"):
+        found = objective(images_of(6), stream(0, "x"))
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-8, atol=1e-13)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the smaller size is remembered
+        objective(images_of(6), stream(0, "x"))
+
+
+def test_the_matching_loss_of_the_shipped_pixels_falls_with_more_steps() -> None:
+    train, test = three_classes(90)
+    task = ThreatModel(budget=0.2, ball=Linf(eps=32 / 255)).draw(train, test, seed=0)
+    learner = quick(transforms=(Shift(),))
+    losses = [WitchesBrew(steps=s, surrogates=1).craft(task, learner, 0).notes["matching_loss"] for s in (0, 40)]
+    assert 0 <= losses[1] < losses[0] - 0.05
+    assert losses[0] <= 2
+
+
+def test_restarts_never_raise_the_matching_loss() -> None:
+    train, test = three_classes(60)
+    task = ThreatModel(budget=0.1).draw(train, test, seed=1)
+    learner = quick(transforms=())
+    one, three = (
+        WitchesBrew(steps=3, restarts=r, surrogates=1).craft(task, learner, 1).notes["matching_loss"] for r in (1, 3)
+    )
+    assert three <= one
+
+
+def test_several_targets_share_one_poison() -> None:
+    train, test = three_classes(60)
+    task = ThreatModel(budget=0.1, targets=3).draw(train, test, seed=0)
+    poison = WitchesBrew(steps=2, surrogates=1).craft(task, quick(), 0)
+    task.check(poison)
+    assert len(task.targets) == 3
+    assert len(poison.rows) == task.limit
+
+
+def test_a_mixing_augmentation_gets_clean_partners_and_poisons_only_its_own_rows() -> None:
+    train, test = three_classes(60)
+    task = ThreatModel(budget=0.1).draw(train, test, seed=0)
+    poison = WitchesBrew(steps=3, surrogates=1).craft(task, quick(transforms=(Mixup(),)), 0)
+    task.check(poison)
+    assert torch.equal(poison.rows, task.choose(0))
+
+
+def test_bfloat16_stays_close_to_float32() -> None:
+    train, test = three_classes(90)
+    task = ThreatModel(budget=0.2, ball=Linf(eps=32 / 255)).draw(train, test, seed=0)
+    losses = [
+        WitchesBrew(steps=30, surrogates=1, precision=precision).craft(task, quick(), 0).notes["matching_loss"]
+        for precision in ("fp32", "bf16")
+    ]
+    assert losses[1] == pytest.approx(losses[0], abs=0.1)
+
+
+def test_a_backdoor_is_refused_with_the_reason() -> None:
+    train, test = three_classes()
+    task = ThreatModel(goal=Backdoor()).draw(train, test, seed=0)
+    with pytest.raises(TypeError, match="needs the goal misclassify"):
+        WitchesBrew().craft(task, quick(), 0)
