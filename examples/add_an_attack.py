@@ -1,4 +1,4 @@
-"""An attack of your own: a frozen dataclass with one method. Here: fade the target into images of the intended class."""
+"""An attack of your own: a frozen dataclass with one method. Here: fade the target into images of another class."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def main() -> None:
         train,
         test,
         attacks=[mi.BadNets()],
-        defenses=[mi.SpectralSignatures(contamination=0.05)],
+        defenses=[mi.Mixup()],
         trials=6,  # the fewest that can show anything; take 20
         clean_victims=2,
         out="runs/audit-your-model",  # the same call goes on where it stopped

@@ -1,1 +1,1 @@
-"""One file per published table: functions that return a list of trials, for `mithridate study studies.FILE:FUNCTION`."""
+"""One file per published table: functions that return trials, for `mithridate study studies.FILE:FUNCTION`."""

@@ -212,6 +212,19 @@ def test_a_study_without_poisons_study_json_or_controls_still_has_a_report(tmp_p
     assert "No random-noise control beside witches-brew." in text
 
 
+def test_the_headline_counts_what_beat_no_attack_alone_separately(tmp_path):
+    for attack, hit in (("witches-brew", 1), ("no-attack", 0)):
+        for seed in range(6):
+            settings = made.trial(attack, made.TARGETED, seed=seed)
+            place = tmp_path / "trials" / made.name_of(settings)
+            place.mkdir(parents=True)
+            (place / "trial.json").write_text(json.dumps(settings))
+            (place / "result.json").write_text(json.dumps(made.result(settings, [[hit]], [[0.0]], [0.6])))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "0 of 1 attack setting is shown to beat the control; 1 to beat no attack" in text
+    assert "Beats no attack" in text
+
+
 def test_nothing_finished_is_reported_too(tmp_path):
     (tmp_path / "trials" / "a").mkdir(parents=True)
     (tmp_path / "trials" / "a" / "trial.json").write_text(json.dumps(made.trial("badnets", made.BACKDOOR)))

@@ -342,3 +342,42 @@ def test_results_with_gaps_are_taken_as_they_are():
     assert "no control was run" in table([(settings, {"outcome": {"success": [[1]]}})]).verdict()[0]
     (silent,) = table([(settings, {"outcome": {"success": []}})]).verdict()
     assert silent.endswith("no outcome was measured.")
+
+
+# --- bugs that were ------------------------------------------------------------------------------------------------
+
+
+def test_one_deterministic_fit_made_several_times_has_no_interval():
+    pairs = []
+    for defenses, accuracy in (((), 0.9), ((MIXUP,), 0.89)):
+        settings = trial("no-attack", TARGETED, *defenses, victims=3)
+        pairs.append((settings, result(settings, [[0]] * 3, [[0.0]] * 3, [accuracy] * 3)))
+    found = table([*pairs, *hits("witches-brew", [0], MIXUP)])
+    cost = row_of(found, "no-attack", "mixup").cost
+    assert cost is not None
+    assert (cost.low, cost.high, cost.n) == (None, None, 1)
+    assert "accuracy −1.0 points (no interval: fewer than two different models)" in found.defenses()[0]
+
+
+def test_recipes_of_two_scenarios_do_not_lengthen_the_name_of_the_model():
+    features = {**made.RECIPE, "weight_decay": 0.1}
+    pairs = [*hits("witches-brew", [0]), *hits("witches-brew", [0], pretrain=made.RECIPE, learner=features)]
+    assert {row.model for row in table(pairs).rows} == {"convnet"}
+    pairs += hits("witches-brew", [0], learner=made.RECIPE | {"epochs": 80})
+    names = {row.model for row in table(pairs).rows}
+    assert names == {"convnet", "convnet (epochs=40)", "convnet (epochs=80)"}
+
+
+def test_one_poison_of_few_images_is_more_than_its_nominal_budget():
+    settings = trial("poison-frogs", TARGETED | {"budget": 0.0001})
+    done = result(settings, [[1]], [[1.0]], [0.9])
+    done["poison"]["count"], done["data"]["train"] = 1, 500
+    (row,) = table([(settings, done)]).rows
+    assert str(row.budget) == "0.2 % poison (1 of 500 images, Linf 16/255)"
+
+
+def test_beating_no_attack_is_not_called_beating_random_noise():
+    pairs = [*hits("witches-brew", [1] * 8), *hits("no-attack", [0] * 8)]
+    (sentence,) = table(pairs).verdict()
+    assert "the no-attack control 0 of 8" in sentence
+    assert sentence.endswith("beats no attack (random noise was not run here).")

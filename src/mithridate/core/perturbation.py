@@ -169,7 +169,7 @@ class L2(Ball):
         return self.project(base, base + self.eps * noise / noise.flatten(1).norm(dim=1)[:, None, None, None])
 
     def contains(self, base: Tensor, images: Tensor) -> Tensor:
-        return (images - base).flatten(1).norm(dim=1) <= self.eps + _EDGE
+        return (images - base).flatten(1).norm(dim=1) <= self.eps * (1 + _EDGE) + _EDGE
 
     def describe(self) -> str:
         return f"the change of each image has Euclidean norm at most {self.eps:g} (L2)"

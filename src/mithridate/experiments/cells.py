@@ -54,10 +54,7 @@ class Cell:
     @property
     def scenario(self) -> str:
         """From scratch, fine-tuning or transfer."""
-        learner = self.setting.get("learner") or {}
-        if self.setting.get("pretrain") or learner.get("trainable") == "head":
-            return "transfer"
-        return "fine-tuning" if learner.get("start_from") else "from scratch"
+        return scenario_of(self.setting)
 
     @cached_property
     def results(self) -> list[dict[str, Any]]:
@@ -81,8 +78,13 @@ class Cell:
     def accuracies(self) -> list[float]:
         """Independent values of clean test accuracy: one per trial; for a single poison one per victim.
 
-        Clean victims are shared by all cases of a study, so an unattacked cell counts each of them once.
+        Clean victims are shared by all cases of a study, so an unattacked cell counts each of them once. Values that
+        are all equal come from one deterministic fit made several times, and count once too.
         """
+        values = self._accuracies()
+        return values if len(set(values)) > 1 else values[:1]
+
+    def _accuracies(self) -> list[float]:
         lists = [result["outcome"].get("accuracy") or [] for result in self.results]
         if self.attack == "no-attack":
             shared = {trial.get("surrogate_seed", 0): [] for trial, _ in self.trials.values()}
@@ -103,6 +105,14 @@ class Cell:
 def is_number(value: Any) -> bool:
     """Whether a JSON value is a number (True is not)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def scenario_of(trial: dict[str, Any]) -> str:
+    """How the victim of a trial.json trains."""
+    learner = trial.get("learner") or {}
+    if trial.get("pretrain") or learner.get("trainable") == "head":
+        return "transfer"
+    return "fine-tuning" if learner.get("start_from") else "from scratch"
 
 
 def goal_of(trial: dict[str, Any]) -> str:

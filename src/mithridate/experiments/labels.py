@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from mithridate.experiments.cells import CONTROLS
+from mithridate.experiments.cells import CONTROLS, scenario_of
 
 Settings = dict[str, Any]
 
@@ -22,16 +22,17 @@ class Labels:
     """
 
     varying: dict[str, frozenset[str]]
-    """By type name: the settings that differ between cells."""
+    """By type (learners: by scenario and model): the settings that differ between cells."""
 
     @classmethod
     def of(cls, trials: Sequence[Settings]) -> Labels:
         """Look at all trials of a study to see which settings tell choices apart."""
-        choices = [c for t in trials for c in (t["attack"], t.get("learner"), *(t.get("defenses") or ())) if c]
+        choices = [(c["type"], c) for t in trials for c in (t["attack"], *(t.get("defenses") or ()))]
+        choices += [(_learner_kind(t), t["learner"]) for t in trials if t.get("learner")]
         seen: dict[str, dict[str, set[str]]] = {}
-        for choice in choices:
+        for kind, choice in choices:
             for key, value in choice.items():
-                seen.setdefault(_kind(choice), {}).setdefault(key, set()).add(str(value))
+                seen.setdefault(kind, {}).setdefault(key, set()).add(str(value))
         return cls({kind: frozenset(k for k, v in keys.items() if len(v) > 1) for kind, keys in seen.items()})
 
     def attack(self, trial: Settings) -> str:
@@ -47,7 +48,7 @@ class Labels:
     def model(self, trial: Settings) -> str:
         """The victim's architecture."""
         learner = trial.get("learner") or {}
-        return model_of(learner) + self._suffix(learner, {"model"})
+        return model_of(learner) + self._suffix(learner, _learner_kind(trial))
 
     @staticmethod
     def data(trial: Settings) -> str:
@@ -57,16 +58,17 @@ class Labels:
         return path.parent.name or path.stem if path.suffix else path.name
 
     def _label(self, choice: Settings) -> str:
-        return choice["type"] + self._suffix(choice, set())
+        return choice["type"] + self._suffix(choice, choice["type"])
 
-    def _suffix(self, choice: Settings, skip: set[str]) -> str:
-        keys = self.varying.get(_kind(choice), frozenset()) - skip
+    def _suffix(self, choice: Settings, kind: str) -> str:
+        keys = self.varying.get(kind, frozenset())
         parts = [f"{key}={setting(choice[key])}" for key in choice if key in keys]
         return f" ({', '.join(parts)})" if parts else ""
 
 
-def _kind(choice: Settings) -> str:
-    return f"{choice.get('type', '')}:{choice.get('model', '')}" if "model" in choice else str(choice.get("type"))
+def _learner_kind(trial: Settings) -> str:
+    """Learners are told apart within a model and a scenario: the recipes of two scenarios always differ."""
+    return f"{scenario_of(trial)}: {model_of(trial.get('learner') or {})}"
 
 
 def model_of(learner: Settings) -> str:

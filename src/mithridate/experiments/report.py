@@ -155,10 +155,11 @@ def _title(rows: Sequence[Row]) -> str:
 def _headline(attacks: Sequence[Row]) -> str:
     if not attacks:
         return "No attack has finished, so nothing is shown."
-    shown = sum(words.standing(row) == "shown" for row in attacks)
+    shown, weak = (sum(words.standing(row) == word for row in attacks) for word in ("shown", "weak"))
     settings = "attack setting" if len(attacks) == 1 else "attack settings"
-    verb = "is" if shown == 1 else "are"
-    return f"{shown} of {len(attacks)} {settings} {verb} shown to beat the control."
+    verb = "is" if shown == 1 or len(attacks) == 1 else "are"
+    more = f"; {weak} to beat no attack, where random noise was not run" if weak else ""
+    return f"{shown} of {len(attacks)} {settings} {verb} shown to beat the control{more}."
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, bool]:

@@ -274,7 +274,7 @@ def _flat(row: Row) -> dict[str, Any]:
     line: dict[str, Any] = {
         name: getattr(row, name) for name in ("scenario", "data", "model", "attack", "defense", "adaptive", "control")
     }
-    line |= {"budget": row.budget.share, "poisons": row.budget.count, "bound": row.budget.bound}
+    line |= {"budget": row.budget.limit, "poisons": row.budget.count, "bound": row.budget.bound}
     line |= {"trials": row.trials, "victims": row.victims, "successes": row.success.successes, "n": row.success.n}
     line |= {"success": row.success.share, "low": row.success.low, "high": row.success.high, "n_eff": row.success.n_eff}
     line |= {"eligible_success": row.eligible.share if row.eligible else None, "margin": row.margin.value}
@@ -296,20 +296,28 @@ def _accuracy(row: Row) -> str:
     return f"{100 * row.accuracy.value:.1f} %{loss}" if row.accuracy.n else ""
 
 
+def _margin(row: Row) -> str:
+    margin = row.against.margin if row.against else None
+    return f"{words.signed(margin.difference.value, 2)} ({words.p_text(margin.p)})" if margin else ""
+
+
 _COLUMNS: dict[str, Callable[[Row], str]] = {
     "attack": lambda row: row.attack + (" (adaptive)" if row.adaptive else ""),
-    "defence": lambda row: row.defense,
+    "defence": lambda row: row.defense.replace(" + ", " +\n"),
     "success (95 %)": lambda row: (
         f"{percent(row.success.share)} % ({words.span(row.success)})" if row.success.n else ""
     ),
     "of": lambda row: words.counted(row.success),
     "control": lambda row: words.counted(row.against.success) if row.against else "",
     "p": lambda row: words.p_text(row.against.paired.p).removeprefix("p ").removeprefix("= ") if row.against else "",
-    "margin vs control": lambda row: words.margin_text(row.against.margin) if row.against else "",
+    "margin vs control": _margin,
     "accuracy (points)": _accuracy,
     "found": lambda row: f"{percent(row.recall)} %" if row.recall is not None and not row.control else "",
     "radius": lambda row: f"{row.certificate.median:g}" if row.certificate else "",
 }
+
+
+_RIGHT = ("of", "control", "radius")
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -325,9 +333,11 @@ def print_table(table: Table, console: Console) -> None:
         shown = {name: column for name, column in entries.items() if any(column)}
         drawn = Grid(box=None, padding=(0, 2, 0, 0))
         for name in shown:
-            drawn.add_column(name, justify="right" if name in ("of", "control", "radius") else "left")
+            drawn.add_column(
+                name, justify="right" if name in _RIGHT else "left", overflow="fold", no_wrap=name == "defence"
+            )
         for row, line in zip(scene.rows, zip(*shown.values(), strict=True), strict=True):
-            drawn.add_row(*map(Text, line), style="dim" if row.control else "")
+            drawn.add_row(*(Text(words.tied(entry)) for entry in line), style="dim" if row.control else "")
         console.print(Text(scene.title, style="bold"))
         console.print(drawn)
         console.print()

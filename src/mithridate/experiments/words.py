@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Budget:
     """How much poison: the attacker's limit and what was used of it."""
 
-    share: float
-    """Limit, as a fraction of the training set."""
+    limit: float
+    """What the threat model allows, as a fraction of the training set."""
     count: float
     """Images really changed (median over trials)."""
     train: int
@@ -41,6 +41,11 @@ class Budget:
         train = max(((result.get("data") or {}).get("train") or 0 for result in results), default=0)
         threat = trial["threat"]
         return cls(threat.get("budget") or 0.0, middle["count"], train, bound(threat.get("ball")), middle["relabelled"])
+
+    @property
+    def share(self) -> float:
+        """Fraction of the training set really changed; what is allowed where nothing is."""
+        return self.count / self.train if self.count and self.train else self.limit
 
     def __str__(self) -> str:
         parts = [f"{self.count:,.0f} of {self.train:,} images", self.bound]
@@ -87,7 +92,7 @@ def threat_sentences(trial: Settings, budget: Budget) -> list[str]:
     """The threat model of a cell as a short text."""
     threat = trial["threat"]
     ball, goal = threat.get("ball") or {}, threat.get("goal") or {}
-    images = f"{100 * budget.share:.3g} % of the training images"
+    images = f"{100 * max(budget.limit, budget.share):.3g} % of the training images"
     count = f" (here {budget.count:,.0f} of {budget.train:,})" if budget.train and budget.count else ""
     source = _POISON_CLASS.get(str(threat.get("poison_class")), str(threat.get("poison_class", "any class")))
     amounts = {
@@ -227,21 +232,24 @@ def _units(row: Row) -> str:
 
 
 def standing(row: Row) -> str:
-    """The verdict in a word: shown, margins (only they are), open, or alone (no control)."""
+    """The verdict in a word: shown, weak (only against no attack), margins, open, alone (no control)."""
     control = row.against
     if control is None:
         return "alone"
-    return "shown" if control.paired.shown else "margins" if control.margin.shown else "open"
+    if control.paired.shown:
+        return "shown" if control.name == "random-noise" else "weak"
+    return "margins" if control.margin.shown else "open"
 
 
 def _conclusion(control: Versus) -> str:
+    name = "its control" if control.name == "random-noise" else "no attack (random noise was not run here)"
     if control.paired.shown:
-        return "beats its control."
+        return f"beats {name}."
     few = f" ({control.paired.pairs} paired cases cannot show anything; {FEWEST_PAIRS} is the fewest)"
     hint = few if control.paired.pairs < FEWEST_PAIRS else ""
     if control.margin.shown:
-        return f"success not shown to beat its control, but margins are higher ({margin_text(control.margin)}){hint}."
-    return f"not shown to beat its control{hint}."
+        return f"success not shown to beat {name}, but margins are higher ({margin_text(control.margin)}){hint}."
+    return f"not shown to beat {name}{hint}."
 
 
 def margin_text(margin: PairedMargin) -> str:
@@ -312,7 +320,7 @@ def cost_text(rows: Sequence[Row]) -> str:
     points, ends = 100 * row.cost.value, span(row.cost, 100, 1)
     where = "" if row.attack == "no-attack" else f", measured under {row.attack}"
     if row.cost.low is None or row.cost.high is None:
-        return f"accuracy {signed(-points)} points (too few victims for an interval{where})"
+        return f"accuracy {signed(-points)} points (no interval: fewer than two different models{where})"
     if row.cost.low > 0:
         return f"costs {points:.1f} points of accuracy ({ends}{where})"
     if row.cost.high < 0:

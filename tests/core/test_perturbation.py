@@ -1,0 +1,451 @@
+"""Balls by brute force on 8-bit pixels, objectives by hand, and the search loop against closed forms."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor, nn
+
+from mithridate.core.perturbation import (
+    L2,
+    AnyImage,
+    Ball,
+    Linf,
+    Objective,
+    Patch,
+    average,
+    by_autograd,
+    minimise,
+    to_bytes,
+    to_floats,
+)
+from mithridate.core.schema import choices
+from mithridate.core.seeds import stream
+from mithridate.core.updates import Adam, SignedAdam, SignStep
+
+BALLS: list[Ball] = [Linf(eps=8 / 255), Linf(eps=0.0213), L2(eps=0.5), L2(eps=12.0), AnyImage(), Patch(area=0.2)]
+ANY_BALL = pytest.mark.parametrize("ball", BALLS, ids=str)
+
+
+def pictures(seed: int, count: int = 4, channels: int = 3, side: int = 8) -> Tensor:
+    """8-bit images [count, channels, side, side] as floats, with plenty of pixels at both ends of the range."""
+    drawn = torch.randint(-80, 336, (count, channels, side, side), generator=stream(seed, "pictures"))
+    return to_floats(drawn.clamp(0, 255).to(torch.uint8))
+
+
+def anywhere(like: Tensor, seed: int) -> Tensor:
+    return like + torch.randn(like.shape, generator=stream(seed, "anywhere"))
+
+
+def test_every_ball_is_tested() -> None:
+    assert {type(ball) for ball in BALLS} == set(choices(Ball).values())
+
+
+def test_bytes_and_floats_are_inverse_and_rounding_is_to_the_nearest() -> None:
+    values = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_bytes(to_floats(values)), values)
+    grid = np.linspace(-0.1, 1.1, 977)
+    expected = np.clip(np.rint(np.float64(np.float32(grid)) * 255), 0, 255)
+    np.testing.assert_array_equal(to_bytes(torch.tensor(grid, dtype=torch.float32)).numpy(), expected)
+
+
+# --- what every ball promises ----------------------------------------------------------------------------------------
+
+
+@ANY_BALL
+def test_projections_lie_in_the_ball_and_stay_where_they_are(ball: Ball) -> None:
+    base = pictures(0, 6, side=16)
+    params = ball.project(base, anywhere(base, 1))
+    assert ball.contains(base, ball.images(base, params)).all()
+    assert params.min() >= 0
+    assert params.max() <= 1
+    torch.testing.assert_close(ball.project(base, params), params, atol=1e-6, rtol=0)
+
+
+@ANY_BALL
+def test_starts_and_samples_lie_in_the_ball(ball: Ball) -> None:
+    base = pictures(2, 6)
+    for draw in (ball.start, ball.sample):
+        images = ball.images(base, draw(base, stream(0)))
+        assert ball.contains(base, images).all()
+        assert images.min() >= 0
+        assert images.max() <= 1
+        assert ball.contains(base, to_floats(ball.rounded(base, images))).all()
+        assert torch.equal(draw(base, stream(0)), draw(base, stream(0)))
+    assert not torch.equal(ball.sample(base, stream(0)), ball.sample(base, stream(1)))
+
+
+@ANY_BALL
+def test_the_base_is_in_the_ball_and_does_not_move(ball: Ball) -> None:
+    base = pictures(3)
+    copy = base.clone()
+    assert ball.contains(base, base).all()
+    torch.testing.assert_close(ball.project(base, base), base)
+    assert torch.equal(ball.rounded(base, base), to_bytes(base))
+    ball.project(base, anywhere(base, 4))
+    ball.start(base, stream(0))
+    assert torch.equal(base, copy)
+    assert ball.penalty(base).item() == 0
+    assert ball.describe()
+
+
+@ANY_BALL
+@settings(max_examples=40)
+@given(seed=st.integers(0, 2**32), reach=st.floats(0.001, 2.0))
+def test_rounded_images_lie_in_the_ball_next_to_what_was_found(ball: Ball, seed: int, reach: float) -> None:
+    base = pictures(seed, 2, 1, 4)
+    images = ball.project(base, base + reach * (anywhere(base, seed) - base))
+    rounded = ball.rounded(base, images)
+    assert rounded.dtype == torch.uint8
+    assert ball.contains(base, to_floats(rounded)).all()
+    assert (rounded.double() - 255 * images.double()).abs().max() < 1 + 1e-3
+
+
+@pytest.mark.parametrize("eps", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("cls", [Linf, L2])
+def test_a_radius_must_be_positive(cls: type[Linf] | type[L2], eps: float) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        cls(eps=eps)
+
+
+# --- Linf ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(eps=st.floats(0.0005, 64 / 255), seed=st.integers(0, 2**32), whole=st.booleans())
+def test_no_8_bit_value_in_the_box_is_nearer(eps: float, seed: int, whole: bool) -> None:
+    eps = max(1, round(eps * 255)) / 255 if whole else eps
+    ball, base = Linf(eps=eps), pictures(seed, 2, 1, 4)
+    images = ball.project(base, base + 2 * eps * torch.randn(base.shape, generator=stream(seed, "noise")))
+    found = ball.rounded(base, images).double().numpy().ravel()
+    wanted, centre = 255 * images.double().numpy().ravel(), np.rint(255 * base.double().numpy().ravel())
+    values = np.arange(256.0)[:, None]
+    inside = np.abs(values - centre) <= 255 * eps + 1e-4
+    nearest = np.where(inside, np.abs(values - wanted), np.inf).min(0)
+    assert (np.abs(found - centre) <= 255 * eps + 1e-3).all()
+    assert (np.abs(found - wanted) <= nearest + 1e-3).all()
+
+
+def test_the_box_against_numpy() -> None:
+    base, ball = pictures(5), Linf(eps=8 / 255)
+    params = anywhere(base, 5)
+    b = base.double().numpy()
+    expected = np.clip(np.clip(params.double().numpy(), b - 8 / 255, b + 8 / 255), 0, 1)
+    np.testing.assert_allclose(ball.project(base, params).numpy(), expected, atol=1e-6)
+
+
+def test_samples_of_the_box_use_all_of_it() -> None:
+    base, ball = pictures(6, 50), Linf(eps=8 / 255)
+    change = (255 * (ball.sample(base, stream(0)) - base)).numpy()
+    b = 255 * base.numpy()
+    up, down = np.minimum(8, 255 - b), -np.minimum(8, b)
+    at_an_end = np.isclose(change, up, atol=1e-3) | np.isclose(change, down, atol=1e-3)
+    assert at_an_end.all()
+    assert 0.45 < (change > 0)[(b > 8) & (b < 247)].mean() < 0.55
+
+
+def test_one_pixel_too_far_is_outside() -> None:
+    base, ball = pictures(7), Linf(eps=8 / 255)
+    base[:, 0, 0, 0] = 0.2
+    images = base.clone()
+    images[1, 0, 0, 0] += 8 / 255
+    images[2, 0, 0, 0] += 9 / 255
+    assert ball.contains(base, images).tolist() == [True, True, False, True]
+
+
+def test_radii_in_units_of_255_are_caught_and_large_ones_are_named() -> None:
+    with pytest.raises(ValueError, match=r"8/255 = 0\.0314"):
+        Linf(eps=8)
+    with pytest.warns(UserWarning, match="plain to see"):
+        Linf(eps=65 / 255)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Linf(eps=64 / 255)
+
+
+# --- L2 --------------------------------------------------------------------------------------------------------------
+
+
+def test_changes_that_fit_stay_and_others_get_the_radius() -> None:
+    base, ball = torch.full((2, 1, 4, 4), 0.5), L2(eps=0.3)
+    params = base + torch.stack([torch.full((1, 4, 4), 0.01), torch.full((1, 4, 4), -0.2)])
+    lengths = (ball.project(base, params) - base).flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.tensor([0.04, 0.3]))
+    direction = (ball.project(base, params) - base)[1]
+    torch.testing.assert_close(direction, torch.full((1, 4, 4), -0.075))
+
+
+def test_samples_of_the_sphere_have_its_radius() -> None:
+    base, ball = torch.full((5, 3, 8, 8), 0.5), L2(eps=0.5)
+    torch.testing.assert_close((ball.sample(base, stream(0)) - base).flatten(1).norm(dim=1), torch.full((5,), 0.5))
+
+
+@pytest.mark.parametrize("eps", [0.5, 5.0, 20.0])
+def test_float_error_of_large_images_stays_within_the_slack(eps: float) -> None:
+    base, ball = pictures(8, 4, 3, 64), L2(eps=eps)
+    assert ball.contains(base, ball.project(base, anywhere(base, 8))).all()
+
+
+# --- patches ---------------------------------------------------------------------------------------------------------
+
+
+def extent(changed: np.ndarray) -> tuple[int, int]:
+    """Height and width of the smallest rectangle around the marks [H, W]."""
+    ys, xs = np.nonzero(changed)
+    return (0, 0) if not len(ys) else (int(np.ptp(ys)) + 1, int(np.ptp(xs)) + 1)
+
+
+@pytest.mark.parametrize(
+    ("area", "size", "side"), [(0.1, (8, 8), 2), (0.25, (8, 8), 4), (1.0, (8, 8), 8), (1.0, (4, 16), 4), (0.1, (32, 32), 10)]
+)
+def test_a_patch_is_the_largest_square_of_its_area(area: float, size: tuple[int, int], side: int) -> None:
+    base, ball = torch.full((40, 2, *size), 0.5), Patch(area=area)
+    images = ball.sample(base, stream(0))
+    assert all(extent((image != 0.5).any(0).numpy()) == (side, side) for image in images)
+    assert ball.contains(base, images).all()
+    corners = {tuple(map(int, (image != 0.5).any(0).nonzero()[0])) for image in images}
+    assert len(corners) > 5 or side in size
+
+
+def test_a_projection_keeps_the_window_with_most_of_the_change() -> None:
+    base, ball, side = pictures(9, 5), Patch(area=0.2), 3
+    params = anywhere(base, 9)
+    found = ball.project(base, params)
+    for image, before, wanted in zip(found.numpy(), base.numpy(), params.numpy(), strict=True):
+        energy = ((wanted - before) ** 2).sum(0)
+        windows = {
+            (y, x): energy[y : y + side, x : x + side].sum() for y in range(8 - side + 1) for x in range(8 - side + 1)
+        }
+        y, x = max(windows, key=lambda corner: windows[corner])
+        expected = before.copy()
+        expected[:, y : y + side, x : x + side] = np.clip(wanted, 0, 1)[:, y : y + side, x : x + side]
+        np.testing.assert_array_equal(image, expected)
+
+
+@settings(max_examples=60)
+@given(marks=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=4))
+def test_a_patch_holds_what_its_smallest_rectangle_holds(marks: list[tuple[int, int]]) -> None:
+    base, changed = torch.zeros(1, 3, 8, 8), np.zeros((8, 8), dtype=bool)
+    images = base.clone()
+    for y, x in marks:
+        images[0, len(marks) % 3, y, x] = 1 / 255
+        changed[y, x] = True
+    height, width = extent(changed)
+    assert Patch(area=0.2).contains(base, images).item() == (height * width <= 0.2 * 64)
+
+
+def test_an_area_that_is_no_share_or_less_than_a_pixel_is_an_error() -> None:
+    for area in (0.0, 10, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="share of the image"):
+            Patch(area=area)
+    with pytest.raises(ValueError, match="use at least 1/64"):
+        Patch(area=0.01).sample(torch.zeros(1, 1, 8, 8), stream(0))
+
+
+# --- any image -------------------------------------------------------------------------------------------------------
+
+
+def test_any_image_is_bounded_by_the_pixel_range_alone() -> None:
+    base, ball = pictures(10), AnyImage()
+    assert ball.contains(base, 1 - base).all()
+    assert ball.contains(base, base + 1).tolist() == [False] * 4
+    params = anywhere(base, 10)
+    np.testing.assert_array_equal(ball.project(base, params).numpy(), np.clip(params.numpy(), 0, 1))
+    assert torch.equal(ball.start(base, stream(0)), base)
+
+
+# --- objectives ------------------------------------------------------------------------------------------------------
+
+
+def test_by_autograd_in_closed_form_joint_and_per_image() -> None:
+    images = pictures(11)
+    value, slope = by_autograd(lambda x, rng: x.square().flatten(1).sum(1))(images, stream(0))
+    torch.testing.assert_close(value, images.square().sum((1, 2, 3)))
+    torch.testing.assert_close(slope, 2 * images)
+    joint, same = by_autograd(lambda x, rng: x.square().sum())(images, stream(0))
+    torch.testing.assert_close(joint, value.sum())
+    torch.testing.assert_close(same, slope)
+    assert not (value.requires_grad or slope.requires_grad or images.requires_grad)
+
+
+def test_by_autograd_works_without_gradients_and_leaves_parameters_alone() -> None:
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2)), pictures(12)
+    with torch.no_grad():
+        value, slope = by_autograd(lambda x, rng: model(x)[:, 0])(images, stream(0))
+    torch.testing.assert_close(slope, model[1].weight[0].view(1, 3, 8, 8).expand(4, -1, -1, -1))
+    assert value.shape == (4,)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def noisy(factor: float, seen: list[Tensor]) -> Objective:
+    def value(images: Tensor, rng: torch.Generator) -> Tensor:
+        seen.append(torch.rand(3, generator=rng))
+        return factor * (seen[-1].sum() * images).flatten(1).sum(1)
+
+    return by_autograd(value)
+
+
+def test_an_average_is_the_mean_and_every_member_sees_the_same_draws() -> None:
+    images, seen = pictures(13), []
+    value, slope = average([noisy(factor, seen) for factor in (1.0, 2.0, 6.0)])(images, stream(0))
+    weight = torch.rand(3, generator=stream(0)).sum()
+    torch.testing.assert_close(value, 3 * weight * images.sum((1, 2, 3)))
+    torch.testing.assert_close(slope, (3 * weight).expand_as(images))
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], seen[2])
+
+
+def test_an_average_of_one_is_that_one_and_later_draws_are_new() -> None:
+    images, seen, rng = pictures(14), [], stream(0)
+    objective = average([noisy(2.0, seen)])
+    value, slope = objective(images, rng)
+    objective(images, rng)
+    expected = noisy(2.0, [])(images, stream(0))
+    torch.testing.assert_close((value, slope), expected)
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_a_search_on_an_average_is_the_search_on_the_mean() -> None:
+    goals = [pictures(seed) for seed in (15, 16)]
+    parts = [by_autograd(lambda x, rng, goal=goal: (x - goal).square().sum()) for goal in goals]
+    whole = by_autograd(lambda x, rng: sum((x - goal).square().sum() for goal in goals) / 2)
+    found = [
+        minimise(f, pictures(17), Linf(eps=0.1), steps=10, update=Adam(), pixels="float", rng=stream(0))
+        for f in (average(parts), whole)
+    ]
+    torch.testing.assert_close(found[0].images, found[1].images, atol=1e-4, rtol=0)
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+def waves(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Many local minima per image: where a search ends depends on where it starts."""
+    return torch.sin(60 * images).flatten(1).sum(1)
+
+
+class Recorded:
+    """Keeps what an objective was asked and what it answered."""
+
+    def __init__(self, function: Callable[[Tensor, torch.Generator], Tensor]) -> None:
+        self.inner, self.images, self.values, self.states = by_autograd(function), [], [], []
+
+    def __call__(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        self.states.append(rng.get_state())
+        value, slope = self.inner(images, rng)
+        self.images.append(images.clone())
+        self.values.append(value)
+        return value, slope
+
+
+def test_the_last_iterate_of_sign_steps_in_closed_form() -> None:
+    base, direction = pictures(18), torch.randn(3, 8, 8, generator=stream(0))
+    step = 3.3 / 255
+    found = minimise(
+        by_autograd(lambda x, rng: (x * direction).sum()),
+        base,
+        Linf(eps=8 / 255),
+        steps=2,
+        update=SignStep(low=step, high=step),
+        init=base,
+        rng=stream(0),
+    )
+    moved = np.rint(255 * base.double().numpy() - 2 * 3.3 * np.sign(direction.numpy()))
+    np.testing.assert_array_equal(found.images.numpy(), np.clip(moved, 0, 255))
+    torch.testing.assert_close(found.value, (to_floats(found.images) * direction).sum())
+
+
+@ANY_BALL
+def test_the_result_is_8_bit_inside_the_ball_and_its_value_is_its_own(ball: Ball) -> None:
+    base = pictures(19)
+    found = minimise(by_autograd(waves), base, ball, steps=5, restarts=2, rng=stream(1))
+    assert found.images.dtype == torch.uint8
+    assert ball.contains(base, to_floats(found.images)).all()
+    torch.testing.assert_close(found.value, waves(to_floats(found.images), stream(0)))
+
+
+def test_float_results_are_the_last_iterate_as_it_is() -> None:
+    base, goal = pictures(20), pictures(21)
+    found = minimise(
+        by_autograd(lambda x, rng: (x - goal).square().sum()),
+        base,
+        AnyImage(),
+        steps=400,
+        update=Adam(lr=0.02),
+        pixels="float",
+        rng=stream(0),
+    )
+    torch.testing.assert_close(found.images, goal, atol=1e-2, rtol=0)
+    torch.testing.assert_close(found.value, (found.images - goal).square().sum())
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_each_restart_adds_a_candidate_and_the_lowest_wins(joint: bool) -> None:
+    base, steps = pictures(22), 4
+    function = (lambda x, rng: waves(x, rng).sum()) if joint else waves
+    previous = None
+    for restarts in (1, 2, 5):
+        objective = Recorded(function)
+        found = minimise(objective, base, Linf(eps=16 / 255), steps=steps, restarts=restarts, rng=stream(2))
+        assert len(objective.values) == restarts * (steps + 1)
+        finals = torch.stack(objective.values[steps :: steps + 1])
+        candidates = torch.stack([to_bytes(images) for images in objective.images[steps :: steps + 1]])
+        torch.testing.assert_close(found.value, finals.amin(0))
+        chosen = finals.argmin(0).expand(len(base))
+        assert torch.equal(found.images, candidates[chosen, torch.arange(len(base))])
+        assert previous is None or (found.value <= previous).all()
+        previous = found.value
+    assert joint or len(set(chosen.tolist())) > 1
+
+
+def test_restarts_are_judged_with_the_same_draws_which_are_not_those_of_the_search() -> None:
+    objective = Recorded(waves)
+    minimise(objective, pictures(23), Linf(eps=0.1), steps=2, restarts=3, rng=stream(3))
+    judges, searches = objective.states[2::3], objective.states[0::3] + objective.states[1::3]
+    assert all(torch.equal(state, judges[0]) for state in judges)
+    assert not any(torch.equal(state, judges[0]) for state in searches)
+
+
+def test_between_sees_every_step_and_the_images_before_it() -> None:
+    base, seen, objective = pictures(24), [], Recorded(waves)
+    minimise(objective, base, AnyImage(), steps=3, between=lambda step, x: seen.append((step, x)), rng=stream(4))
+    assert [step for step, _ in seen] == [0, 1, 2]
+    assert torch.equal(seen[0][1], base)
+    assert all(torch.equal(x, y) for (_, x), y in zip(seen, objective.images, strict=False))
+
+
+def test_the_same_generator_finds_the_same_and_the_start_is_left_alone() -> None:
+    base = pictures(25)
+    copy = base.clone()
+    first, again, other = (
+        minimise(by_autograd(waves), base, Linf(eps=0.1), steps=3, rng=stream(seed)) for seed in (5, 5, 6)
+    )
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, other.images)
+    assert torch.equal(base, copy)
+
+
+def test_a_starting_point_is_projected_and_no_steps_return_it() -> None:
+    base = pictures(26)
+    found = minimise(by_autograd(waves), base, Linf(eps=8 / 255), steps=0, init=1 - base, rng=stream(0))
+    expected = Linf(eps=8 / 255).project(base, 1 - base)
+    assert torch.equal(found.images, to_bytes(expected))
+
+
+def test_no_restart_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one start"):
+        minimise(by_autograd(waves), pictures(27), AnyImage(), steps=1, restarts=0, rng=stream(0))
+
+
+def test_signed_adam_is_the_default() -> None:
+    base = pictures(28)
+    found = [
+        minimise(by_autograd(waves), base, Linf(eps=0.1), steps=4, update=update, rng=stream(0))
+        for update in (None, SignedAdam())
+    ]
+    assert torch.equal(found[0].images, found[1].images)

@@ -1,0 +1,164 @@
+"""Updates against torch.optim.Adam, loops by hand, and a problem whose solution is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mithridate.core.perturbation import AnyImage, by_autograd, minimise
+from mithridate.core.seeds import stream
+from mithridate.core.updates import Adam, ForwardBackward, SignedAdam, SignStep, Stepper, Update, step_decay
+
+SHAPE = (3, 2, 4, 4)
+STEPS = 16
+NO_VALUE = torch.zeros(())
+
+
+def field(seed: int) -> Tensor:
+    return torch.rand(SHAPE, generator=stream(seed, "field"), dtype=torch.float64)
+
+
+def slopes() -> list[Tensor]:
+    rng = stream(0, "slopes")
+    return [torch.randn(SHAPE, generator=rng, dtype=torch.float64) for _ in range(STEPS)]
+
+
+def walk(stepper: Stepper, start: Tensor) -> list[Tensor]:
+    seen = [start]
+    for number, slope in enumerate(slopes()):
+        seen.append(stepper.step(seen[-1], NO_VALUE, slope, number / STEPS))
+    return seen[1:]
+
+
+def walk_of_torch(start: Tensor, *, lr: float, betas: tuple[float, float], signed: bool, decay: bool) -> list[Tensor]:
+    parameter = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([parameter], lr=lr, betas=betas, eps=1e-8)
+    seen = []
+    for number, slope in enumerate(slopes()):
+        parameter.grad = slope.sign() if signed else slope.clone()
+        passed = sum(number >= share * STEPS for share in (3 / 8, 5 / 8, 7 / 8))
+        optimizer.param_groups[0]["lr"] = lr / 10**passed if decay else lr
+        optimizer.step()
+        seen.append(parameter.detach().clone())
+    return seen
+
+
+@pytest.mark.parametrize("decay", [True, False])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.9)])
+@pytest.mark.parametrize("cls", [Adam, SignedAdam])
+def test_adam_is_that_of_torch(cls: type[Adam] | type[SignedAdam], betas: tuple[float, float], decay: bool) -> None:
+    start = field(1)
+    found = walk(cls(lr=0.03, betas=betas, decay=decay).begin(start, stream(0)), start)
+    expected = walk_of_torch(start, lr=0.03, betas=betas, signed=cls is SignedAdam, decay=decay)
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+
+
+def test_two_searches_share_no_memory() -> None:
+    update, start = SignedAdam(), field(1)
+    first = walk(update.begin(start, stream(0)), start)
+    again = walk(update.begin(start, stream(0)), start)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_the_defaults_are_those_of_the_papers() -> None:
+    assert SignedAdam().decay
+    assert not Adam().decay
+    assert [round(step_decay(p), 6) for p in (0, 0.374, 0.375, 0.625, 0.875, 1)] == [1, 1, 0.1, 0.01, 0.001, 0.001]
+
+
+def test_equal_ends_are_pgd_without_a_random_step() -> None:
+    start, slope = field(1), slopes()[0]
+    found = SignStep(low=0.1, high=0.1).begin(start, stream(0)).step(start, NO_VALUE, slope, 0.0)
+    torch.testing.assert_close(found, start - 0.1 * torch.from_numpy(np.sign(slope.numpy())), atol=1e-8, rtol=0)
+
+
+def test_random_steps_are_one_length_per_image_between_the_ends() -> None:
+    start = field(1).repeat(50, 1, 1, 1)
+    stepper = SignStep(low=0.1, high=0.3).begin(start, stream(0))
+    slope = torch.ones_like(start)
+    first = (start - stepper.step(start, NO_VALUE, slope, 0.0)).flatten(1)
+    second = (start - stepper.step(start, NO_VALUE, slope, 0.1)).flatten(1)
+    for lengths in (first, second):
+        assert torch.allclose(lengths.amin(1), lengths.amax(1))
+        assert 0.1 <= lengths.min() < 0.13
+        assert 0.27 < lengths.max() <= 0.3 + 1e-9
+    assert not torch.allclose(first, second)
+
+
+# --- forward-backward splitting --------------------------------------------------------------------------------------
+
+GOAL, BASE = field(2), 0.25 + field(3) / 2
+
+
+def distance(images: Tensor, rng: torch.Generator) -> Tensor:
+    return (images - GOAL).square().flatten(1).sum(1) / 2
+
+
+def search(update: Update, steps: int, objective=distance) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+    return minimise(
+        by_autograd(objective), BASE, AnyImage(), steps=steps, update=update, pixels="float", rng=stream(0)
+    )
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 10.0])
+def test_the_limit_is_the_closed_form_minimum(beta: float) -> None:
+    images, _ = search(ForwardBackward(lr=0.5, beta=beta), 200)
+    torch.testing.assert_close(images, (GOAL + beta * BASE) / (1 + beta), atol=1e-6, rtol=0)
+
+
+def test_a_heavy_penalty_returns_the_base() -> None:
+    images, _ = search(ForwardBackward(lr=0.5, beta=1e9), 20)
+    torch.testing.assert_close(images, BASE, atol=1e-8, rtol=0)
+
+
+def rugged(images: Tensor, rng: torch.Generator) -> Tensor:
+    return (images.square() + 0.3 * torch.sin(20 * images) + images * images.flip(3)).flatten(1).sum(1)
+
+
+def rugged_slope(x: np.ndarray) -> np.ndarray:
+    return 2 * x + 6 * np.cos(20 * x) + 2 * x[..., ::-1]
+
+
+def rugged_value(x: np.ndarray) -> float:
+    return float((x**2 + 0.3 * np.sin(20 * x) + x * x[..., ::-1]).sum())
+
+
+def by_hand(base: np.ndarray, lr: float, beta: float, steps: int) -> np.ndarray:
+    """Algorithm 1 for one image with an accept test, in plain numpy."""
+    candidate = accepted = base
+    best, slope = np.inf, np.zeros_like(base)
+    for _ in range(steps):
+        total = rugged_value(candidate) + beta / 2 * ((candidate - base) ** 2).sum()
+        if total <= best:
+            best, accepted, slope = total, candidate, rugged_slope(candidate)
+        else:
+            lr *= 0.2
+        candidate = np.clip((accepted - lr * slope + lr * beta * base) / (1 + lr * beta), 0, 1)
+    return accepted
+
+
+@pytest.mark.parametrize("beta", [0.0, 2.0])
+@pytest.mark.parametrize("steps", [1, 2, 30])
+def test_steps_are_those_of_a_loop_by_hand(beta: float, steps: int) -> None:
+    """With beta = 0 this is gradient descent with the accept rule."""
+    images, _ = search(ForwardBackward(lr=0.1, beta=beta), steps, rugged)
+    expected = np.stack([by_hand(image, 0.1, beta, steps) for image in BASE.numpy()])
+    np.testing.assert_allclose(images.numpy(), expected, atol=1e-6)  # its step lengths are float32
+
+
+@pytest.mark.parametrize("beta", [0.0, 2.0])
+def test_the_objective_of_each_image_never_rises(beta: float) -> None:
+    totals = []
+    for steps in range(1, 25):
+        images, values = search(ForwardBackward(lr=0.3, beta=beta), steps, rugged)
+        totals.append(values + beta / 2 * (images - BASE).square().flatten(1).sum(1))
+    history = torch.stack(totals)
+    assert (history[1:] <= history[:-1] + 1e-9).all()
+    assert (history[-1] < history[0]).all()
+
+
+def test_a_joint_objective_cannot_be_split() -> None:
+    with pytest.raises(TypeError, match="one per image"):
+        search(ForwardBackward(), 2, lambda images, rng: images.sum())
