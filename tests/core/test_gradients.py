@@ -42,7 +42,7 @@ def test_the_cosine_is_not_a_mean_over_layers() -> None:
 
 
 def test_different_numbers_of_parameters_are_an_error() -> None:
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         dot([torch.ones(1)], [torch.ones(1), torch.ones(1)])
 
 

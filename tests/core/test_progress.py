@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 
 
 def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Puts a terminal in the place of stderr; called by the test itself, since pytest sets its own after the fixtures."""
+    """Puts a terminal in the place of stderr; called by the test itself: pytest sets its own after fixtures."""
     fake = Terminal()
     monkeypatch.setattr(sys, "stderr", fake)
     monkeypatch.setenv("TERM", "xterm")

@@ -96,10 +96,8 @@ def distance(images: Tensor, rng: torch.Generator) -> Tensor:
     return (images - GOAL).square().flatten(1).sum(1) / 2
 
 
-def search(update: Update, steps: int, objective=distance) -> tuple[Tensor, Tensor]:  # noqa: ANN001
-    return minimise(
-        by_autograd(objective), BASE, AnyImage(), steps=steps, update=update, pixels="float", rng=stream(0)
-    )
+def search(update: Update, steps: int, objective=distance) -> tuple[Tensor, Tensor]:
+    return minimise(by_autograd(objective), BASE, AnyImage(), steps=steps, update=update, pixels="float", rng=stream(0))
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 10.0])

@@ -23,7 +23,7 @@ from mithridate.experiments.report import write_report
 from mithridate.experiments.store import DataSets, Store
 from mithridate.experiments.study import Map, Pair, check_folder, load_results, run_study
 from mithridate.experiments.table import Table, table
-from mithridate.experiments.trial import Trial, _crafted as crafted, hold_out, pretrained, surrogate_of, wrap
+from mithridate.experiments.trial import Trial, crafted, hold_out, pretrained, surrogate_of, wrap
 from mithridate.experiments.workers import processes
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.attacks.no_attack import NoAttack

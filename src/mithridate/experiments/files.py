@@ -18,15 +18,21 @@ except ImportError:  # Windows: two workers may then do the same work twice; the
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file so that a reader sees all of it or none of it, even if the machine stops."""
+    """Writes a JSON file, one line per key, so that a reader sees all of it or none of it, even if the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("w", encoding="utf-8") as handle:
-        json.dump(value, handle, indent=1)
-        handle.write("\n")
+        handle.write(_text(value))
         handle.flush()
         os.fsync(handle.fileno())
     partial.replace(path)
+
+
+def _text(value: Any) -> str:
+    """Lays out a mapping with one key a line, its value compact: easy to read, and long lists stay on one line."""
+    if not isinstance(value, dict):
+        return json.dumps(value) + "\n"
+    return "{\n" + ",\n".join(f" {json.dumps(key)}: {json.dumps(item)}" for key, item in value.items()) + "\n}\n"
 
 
 def read_json(path: Path) -> Any:

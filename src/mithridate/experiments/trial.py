@@ -173,7 +173,7 @@ def run(trial: Trial, store: Store, device: str = "cpu", *, keep_models: bool = 
         poison_id = store.identity(work)
         with clock("craft"):
             surrogate = surrogate_of(trial, setting.surrogate, store, clock)
-            poison = store.poison(poison_id, lambda: _crafted(trial, task, surrogate, work))
+            poison = store.poison(poison_id, lambda: crafted(trial, task, surrogate, work))
         task.check(poison)  # the harness judges, not the attack
         curve = task.curve()
         with clock("victims"):
@@ -300,7 +300,7 @@ def victim_seeds(trial: Trial, poison: Poison) -> list[int]:
     return [derive(seed, "victim", i) for i in range(trial.victims)]
 
 
-def _crafted(trial: Trial, task: Task, surrogate: Learner, work: dict[str, Any]) -> Crafted:
+def crafted(trial: Trial, task: Task, surrogate: Learner, work: dict[str, Any]) -> Crafted:
     poison = trial.attack.craft(task, surrogate, seed=trial.seed)
     task.check(poison)  # before it is stored: what oversteps must not be found by the next run
     base, target = task.train.pixels(poison.rows), task.test.pixels(task.target_rows)
