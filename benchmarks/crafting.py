@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Claim, Report, Row, Setup, Timing, environment, interleaved, median, speedup
 from benchmarks.reference import Brewing, brew_careful, brew_plain, ordinary, synthetic
+from mithridate.core.classifier import bf16_pays
 from mithridate.core.data import ImageData
 from mithridate.core.models import normalized
-from mithridate.core.training import Fitted, Learner, Recipe, Watch, bf16_pays
+from mithridate.core.training import Fitted, Learner, Recipe, Watch
 from mithridate.poisoning.attacks.witches_brew import WitchesBrew
 from mithridate.poisoning.threat import Task, ThreatModel
 

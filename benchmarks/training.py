@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Claim, Report, Row, Setup, Timing, environment, interleaved, median, speedup
 from benchmarks.reference import Schooling, synthetic, train_best, train_plain
+from mithridate.core.classifier import bf16_pays
 from mithridate.core.data import ImageData
 from mithridate.core.models import build
-from mithridate.core.training import Recipe, bf16_pays
+from mithridate.core.training import Recipe
 
 CLASSES = 10
 

@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from mithridate.core import models
 from mithridate.core.batch import Batch, GradientRule, RowRule
+from mithridate.core.classifier import bf16_pays
 from mithridate.core.data import ImageData
 from mithridate.core.ensemble import Ensemble
 from mithridate.core.gradient_rules import Mean
 from mithridate.core.schedules import Cosine, OneCycle, Schedule, StepDecay
 from mithridate.core.seeds import stream
-from mithridate.core.training import Recipe, TrainingState, bf16_pays, predictor_of
+from mithridate.core.training import Recipe, TrainingState, predictor_of
 from mithridate.core.transforms import Flip, Mixup
 from tests.core.training_cases import ROWS, data, digest, digests, dropout_net, quick
 

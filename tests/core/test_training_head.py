@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
+from mithridate.core.classifier import Classifier, save_weights
 from mithridate.core.data import ImageData
 from mithridate.core.ensemble import features
 from mithridate.core.models import last_linear
 from mithridate.core.seeds import stream
-from mithridate.core.training import Classifier, Recipe, save_weights
+from mithridate.core.training import Recipe
 from mithridate.core.transforms import Flip
 
 

@@ -394,5 +394,5 @@ def _search(
 
 
 def _better(a: Found, b: Found) -> Found:
-    lower = b.value < a.value
+    lower = (b.value < a.value) | a.value.isnan()
     return Found(torch.where(lower[..., None, None, None], b.images, a.images), torch.where(lower, b.value, a.value))

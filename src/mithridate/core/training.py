@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from mithridate.core import models
 from mithridate.core.batch import Batch, BatchTransform, GradientRule, RowRule, Sampler
+from mithridate.core.classifier import Classifier, bf16_pays, load_weights, mean_and_std
 from mithridate.core.data import ImageData
 from mithridate.core.ensemble import Ensemble, features
 from mithridate.core.gradient_rules import Mean
@@ -86,40 +88,6 @@ class Learner(Choice, ABC):
         """Trains one model for each data set and seed; sees neither test data nor targets nor what is poisoned."""
 
 
-class Classifier(nn.Module):
-    """Normalisation and network in one module: images in [0, 1] to float32 logits.
-
-    In train mode the network runs in bfloat16 where ``bf16`` is set; in eval mode always in float32.
-
-    >>> Classifier(nn.Flatten(), nn.Identity(), bf16=False)(torch.zeros(2, 1, 1, 3)).shape
-    torch.Size([2, 3])
-    """
-
-    def __init__(self, network: nn.Module, normalize: nn.Module, *, bf16: bool) -> None:
-        super().__init__()
-        self.normalize, self.network, self.bf16 = normalize, network, bf16
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Maps images [B, C, H, W] in [0, 1] to logits [B, K]."""
-        images = self.normalize(images).contiguous(memory_format=torch.channels_last)
-        if not (self.bf16 and self.training):
-            return self.network(images).float()
-        with torch.autocast(images.device.type, dtype=torch.bfloat16):
-            return self.network(images).float()
-
-
-def bf16_pays(device: torch.device) -> bool:
-    """Tells whether bfloat16 training is faster there: GPUs that have it, CPUs with instructions for it.
-
-    >>> bf16_pays(torch.device("meta"))
-    False
-    """
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return device.type == "cpu" and bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
-
-
 def predictor_of(models: Ensemble) -> Predictor:
     """Returns the plain predictor of an ensemble: logits, never abstaining, no certificate.
 
@@ -133,19 +101,6 @@ def predictor_of(models: Ensemble) -> Predictor:
         return Prediction(scores, torch.zeros(scores.shape[:2], dtype=torch.bool, device=scores.device), None)
 
     return predict
-
-
-def _mean_and_std(data: ImageData) -> tuple[Tensor, Tensor]:
-    """Returns the mean and deviation [C] of all pixels, from the counts of the 256 byte values: exact in any order."""
-    counts = torch.zeros(data.shape[0], 256, dtype=torch.float64)
-    for rows in data.ids.split(10_000):
-        pixels = data.pixels(rows).transpose(0, 1).flatten(1)
-        counts += torch.stack([torch.bincount(channel.long(), minlength=256) for channel in pixels]).cpu()
-    value = torch.arange(256, dtype=torch.float64) / 255
-    share = counts / counts.sum(1, keepdim=True)
-    mean = share @ value
-    std = (share @ value.square() - mean.square()).clamp_min(0).sqrt()
-    return mean.float(), torch.where(std > 1e-4, std, 1.0).float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +160,7 @@ class Recipe(Learner):
     def module(self, data: ImageData, seed: int) -> Classifier:
         """Builds the module that training starts from, on the data's device."""
         network = models.build(self.model, len(data.classes), data.shape, seed)
-        normalize = models.Normalize(*_mean_and_std(data)) if self.normalize == "data" else nn.Identity()
+        normalize = models.Normalize(*mean_and_std(data)) if self.normalize == "data" else nn.Identity()
         bf16 = self.precision == "bf16" or (self.precision == "auto" and bf16_pays(data.device))
         module = Classifier(network, normalize, bf16=bf16)
         if self.start_from is not None:
@@ -217,8 +172,12 @@ class Recipe(Learner):
         return TrainingState(self, data, seed)
 
     def states(self, data: ImageData, seed: int) -> Iterator[TrainingState]:
-        """Trains, yielding the state after each epoch."""
+        """Trains, yielding the state after each epoch (a head that is solved at once: only then)."""
         state = self.start(data, seed)
+        if self._solves_head():
+            state.solve_head()
+            yield state
+            return
         for _ in range(self.epochs):
             state.run_epoch()
             yield state
@@ -305,9 +264,7 @@ class TrainingState:
         """Transforms a batch and takes one step; returns the mean loss []."""
         recipe, random = self.recipe, self._random
         self.module.train(recipe.trainable == "all")
-        # Dropout and the like draw from torch's global generator: each step has its own stream; the old one comes back.
-        with torch.random.fork_rng(devices=[self.data.device] if self.data.device.type == "cuda" else []):
-            torch.manual_seed(derive(self.seed, "dropout", self.steps))
+        with _random_state(self.data.device, derive(self.seed, "dropout", self.steps)):
             for transform in recipe.transforms:
                 batch = transform(batch, self.module, random["transforms"])
             gradients, loss = recipe.gradient(self.module, batch, random["gradient"])
@@ -347,51 +304,13 @@ class TrainingState:
         self.epoch, self.losses = self.recipe.epochs, [loss]
 
 
-def load_weights(module: Classifier, path: Path, *, fresh_head: bool) -> None:
-    """Loads safetensors weights into a classifier, or a plain state dict into its network.
-
-    Args:
-        module: what to fill.
-        path: a file written by ``save_weights``, or the state dict of the network alone.
-        fresh_head: leave the last Linear as it is (its shape may then differ).
-
-    Raises:
-        ValueError: no such file, no safetensors, or names or shapes that do not fit.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise ValueError(f"start_from is {path}, which is no file; give safetensors weights")
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as safetensors weights: {error}") from error
-    own = module.state_dict()
-    if not any(name.startswith("network.") for name in weights):
-        weights = {f"network.{name}": value for name, value in weights.items()}
-    head = models.last_linear(module) if fresh_head else None
-    fresh = {name for name, value in own.items() if head is not None and value.data_ptr() in _pointers(head)}
-    wrong = [
-        f"{name} {list(own[name].shape)}"
-        + (f" (file: {list(weights[name].shape)})" if name in weights else " (missing)")
-        for name in own
-        if name not in fresh
-        and not name.startswith("normalize.")
-        and (name not in weights or weights[name].shape != own[name].shape)
-    ]
-    if wrong:
-        raise ValueError(f"{path} does not fit the model: {'; '.join(wrong[:5])}; was it trained with another model?")
-    known = {name: value for name, value in weights.items() if name in own and name not in fresh}
-    module.load_state_dict(own | known)
-
-
-def _pointers(module: nn.Module) -> set[int]:
-    return {value.data_ptr() for value in module.state_dict().values()}
-
-
-def save_weights(module: nn.Module, path: Path) -> None:
-    """Writes a module's state as safetensors."""
-    from safetensors.torch import save_file
-
-    save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, path)
+@contextmanager
+def _random_state(device: torch.device, seed: int) -> Iterator[None]:
+    """Seeds torch's global generators, which dropout and the like draw from, for one step; the old state comes back."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -18,7 +18,7 @@ except ImportError:  # Windows: two workers may then do the same work twice; the
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file, one line per key, so that a reader sees all of it or none of it, even if the machine stops."""
+    """Writes a JSON file, a line per key, so that a reader sees all of it or nothing, even if the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("w", encoding="utf-8") as handle:

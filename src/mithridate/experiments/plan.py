@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mithridate.core.classifier import save_weights
 from mithridate.core.data import ImageData
 from mithridate.core.progress import quiet
 from mithridate.core.schema import to_json
-from mithridate.core.training import Fitted, Learner, Recipe, Watch, save_weights
+from mithridate.core.training import Fitted, Learner, Recipe, Watch
 from mithridate.experiments.store import Store
 from mithridate.experiments.study import check_folder, identify
 from mithridate.experiments.trial import Trial

@@ -30,7 +30,7 @@ from mithridate.poisoning.threat import ThreatModel
 
 
 def digits_recipe() -> Recipe:
-    """Returns how `convnet` is trained on the 8 x 8 digits: about 98 % accuracy after 20 epochs of 8 steps.
+    """Returns how `convnet` is trained on the 8 x 8 digits: about 98 % accuracy after 20 epochs of 16 steps.
 
     >>> digits_recipe().epochs
     20
@@ -38,7 +38,7 @@ def digits_recipe() -> Recipe:
     return Recipe(
         model="convnet",
         epochs=20,  # 30 gain less than half a point
-        batch_size=125,  # 1,000 images: 8 equal batches; 64 costs twice the time for no more accuracy
+        batch_size=64,  # 16 steps per epoch; with 125 the parts of a vote (100 images) would learn nothing
         learning_rate=0.1,
         transforms=(Shift(),),  # one pixel; no flip, a mirrored 2 is no 2
         precision="fp32",  # layers this small gain nothing from bf16

@@ -221,10 +221,9 @@ def _serve(pipe: Connection, threads: int) -> None:
     pipe.send_bytes(pickle.dumps("ready"))
     while True:
         try:
-            task = pipe.recv_bytes()
-        except (EOFError, OSError):
+            pipe.send_bytes(_answer(pipe.recv_bytes()))
+        except (EOFError, OSError):  # the parent is gone; what was done is stored
             return
-        pipe.send_bytes(_answer(task))
 
 
 def _answer(task: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Targeted attacks do what their papers claim, on digits, against random noise of the same budget on the same targets."""
+"""Targeted attacks do what their papers claim: on digits, against random noise of equal budget, on the same targets."""
 
 from __future__ import annotations
 

@@ -56,11 +56,4 @@ class BadNets(Attack):
             )
         base = task.images(rows)
         images = task.ball.rounded(base, self.trigger(base))
-        marked = (images != task.train.pixels(rows)).flatten(1).any(1).float()
-        return Poison(
-            rows,
-            images,
-            None if self.clean_label else labels.to(torch.int64),
-            trigger=self.trigger,
-            notes={"changed": float(marked.mean())},
-        )
+        return Poison(rows, images, None if self.clean_label else labels.to(torch.int64), trigger=self.trigger)

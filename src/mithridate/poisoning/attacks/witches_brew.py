@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mithridate.core.batch import Batch, BatchTransform
+from mithridate.core.classifier import bf16_pays
 from mithridate.core.data import ImageData
 from mithridate.core.gradient_rules import trainable
 from mithridate.core.gradients import cosine_slope
 from mithridate.core.memory import shrinking
 from mithridate.core.perturbation import Linf, average, minimise
 from mithridate.core.seeds import stream
-from mithridate.core.training import Learner, bf16_pays
+from mithridate.core.training import Learner
 from mithridate.core.updates import SignedAdam
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.poison import Poison

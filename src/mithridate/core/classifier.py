@@ -1,0 +1,108 @@
+"""The module that training makes: normalisation and network in one, its number format, its weights on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mithridate.core import models
+from mithridate.core.data import ImageData
+
+
+class Classifier(nn.Module):
+    """Normalisation and network in one module: images in [0, 1] to float32 logits.
+
+    In train mode the network runs in bfloat16 where ``bf16`` is set; in eval mode always in float32.
+
+    >>> Classifier(nn.Flatten(), nn.Identity(), bf16=False)(torch.zeros(2, 1, 1, 3)).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, network: nn.Module, normalize: nn.Module, *, bf16: bool) -> None:
+        super().__init__()
+        self.normalize, self.network, self.bf16 = normalize, network, bf16
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps images [B, C, H, W] in [0, 1] to logits [B, K]."""
+        images = self.normalize(images).contiguous(memory_format=torch.channels_last)
+        if not (self.bf16 and self.training):
+            return self.network(images).float()
+        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            return self.network(images).float()
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Tells whether bfloat16 training is faster there: GPUs that have it, CPUs with instructions for it.
+
+    >>> bf16_pays(torch.device("meta"))
+    False
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return device.type == "cpu" and bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+
+def mean_and_std(data: ImageData) -> tuple[Tensor, Tensor]:
+    """Returns the mean and deviation [C] of all pixels, from the counts of the 256 byte values: exact in any order."""
+    counts = torch.zeros(data.shape[0], 256, dtype=torch.float64)
+    for rows in data.ids.split(10_000):
+        pixels = data.pixels(rows).transpose(0, 1).flatten(1)
+        counts += torch.stack([torch.bincount(channel.long(), minlength=256) for channel in pixels]).cpu()
+    value = torch.arange(256, dtype=torch.float64) / 255
+    share = counts / counts.sum(1, keepdim=True)
+    mean = share @ value
+    std = (share @ value.square() - mean.square()).clamp_min(0).sqrt()
+    return mean.float(), torch.where(std > 1e-4, std, 1.0).float()
+
+
+def load_weights(module: Classifier, path: Path, *, fresh_head: bool) -> None:
+    """Loads safetensors weights into a classifier, or a plain state dict into its network.
+
+    Args:
+        module: what to fill.
+        path: a file written by ``save_weights``, or the state dict of the network alone.
+        fresh_head: leave the last Linear as it is (its shape may then differ).
+
+    Raises:
+        ValueError: no such file, no safetensors, or names or shapes that do not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ValueError(f"start_from is {path}, which is no file; give safetensors weights")
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors weights: {error}") from error
+    own = module.state_dict()
+    if not any(name.startswith("network.") for name in weights):
+        weights = {f"network.{name}": value for name, value in weights.items()}
+    head = models.last_linear(module) if fresh_head else None
+    fresh = {name for name, value in own.items() if head is not None and value.data_ptr() in _pointers(head)}
+    wrong = [
+        f"{name} {list(own[name].shape)}"
+        + (f" (file: {list(weights[name].shape)})" if name in weights else " (missing)")
+        for name in own
+        if name not in fresh
+        and not name.startswith("normalize.")
+        and (name not in weights or weights[name].shape != own[name].shape)
+    ]
+    if wrong:
+        raise ValueError(f"{path} does not fit the model: {'; '.join(wrong[:5])}; was it trained with another model?")
+    known = {name: value for name, value in weights.items() if name in own and name not in fresh}
+    module.load_state_dict(own | known)
+
+
+def _pointers(module: nn.Module) -> set[int]:
+    return {value.data_ptr() for value in module.state_dict().values()}
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Writes a module's state as safetensors."""
+    from safetensors.torch import save_file
+
+    save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, path)
