@@ -32,6 +32,9 @@ import cattrs
 SCHEMA = 1
 """Version of everything written to disk; part of every identity."""
 
+LISTED = 24
+"""Names that an error message lists at most."""
+
 T = TypeVar("T")
 
 
@@ -55,7 +58,9 @@ def nearest(word: str, known: collections.abc.Iterable[str]) -> str:
     """
     known = sorted(known)
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return (f"did you mean {match[0]}? " if match else "") + f"known: {', '.join(known) or 'none'}"
+    more = f", ... ({len(known)} in all)" if len(known) > LISTED else ""
+    listed = ", ".join(known[:LISTED]) or "none"
+    return (f"did you mean {match[0]}? " if match else "") + f"known: {listed}{more}"
 
 
 def _import_home(base: type) -> str:

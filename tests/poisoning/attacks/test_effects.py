@@ -60,6 +60,6 @@ def test_poison_frogs_move_targets_of_a_frozen_network_and_noise_does_not(tmp_pa
 def test_witches_brew_raises_the_margin_of_the_intended_class_more_than_noise_does(tmp_path: Path) -> None:
     attacks = (WitchesBrew(steps=60, surrogates=2), RandomNoise())
     threat = ThreatModel(budget=0.05, ball=Linf(eps=48 / 255))
-    margins, _ = outcomes(attacks, threat, from_scratch(digits_recipe()), trials=8, folder=tmp_path)
+    margins, _ = outcomes(attacks, threat, from_scratch(digits_recipe()), trials=12, folder=tmp_path)
     differences = [a - b for a, b in zip(*margins, strict=True)]
     assert sign_flip(differences) < 0.05, differences
