@@ -322,3 +322,12 @@ def test_a_recipe_is_a_value_and_its_own_innermost_recipe() -> None:
     assert recipe == quick()
     assert hash(recipe) == hash(quick())
     assert isinstance(recipe.start(data(), 0), TrainingState)
+
+
+def test_a_batch_that_does_not_fit_into_memory_says_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: TrainingState, batch: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TrainingState, "advance", full)
+    with pytest.raises(MemoryError, match="batch_size 32; use a smaller one"):
+        quick(batch_size=32).fit([data()], [0])

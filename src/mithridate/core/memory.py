@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -20,7 +23,7 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def shrinking(work: Callable[[int], object], size: int) -> object:
+def shrinking(work: Callable[[int], T], size: int) -> T:
     """Runs ``work(size)``; where memory runs out, says so and tries again with half the size.
 
     >>> shrinking(lambda size: size * 2, 8)
@@ -48,6 +51,4 @@ def in_chunks(function: Callable[[Tensor], Tensor], items: Tensor, size: int, di
     def work(chunk: int) -> Tensor:
         return torch.cat([function(part) for part in items.split(chunk)], dim)
 
-    result = shrinking(work, size)
-    assert isinstance(result, Tensor)
-    return result
+    return shrinking(work, size)

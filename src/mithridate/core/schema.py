@@ -166,15 +166,11 @@ def resumable(value: Any) -> bool:
     return "<" not in json.dumps(to_json(value))
 
 
-def _path_text(path: Path) -> str:
-    return str(path)
-
-
 def _path_content(path: Path) -> str:
     return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def to_json(value: Any, path: collections.abc.Callable[[Path], str] = _path_text) -> Any:
+def to_json(value: Any, path: collections.abc.Callable[[Path], str] = str) -> Any:
     """Turns settings into plain JSON values; choices carry their name as ``type``.
 
     >>> from mithridate.core.perturbation import Linf

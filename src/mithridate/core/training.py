@@ -22,7 +22,7 @@ from mithridate.core.ensemble import Ensemble, features
 from mithridate.core.gradient_rules import Mean
 from mithridate.core.guarantees import Guarantee
 from mithridate.core.heads import fit_head
-from mithridate.core.memory import in_chunks
+from mithridate.core.memory import in_chunks, out_of_memory
 from mithridate.core.progress import track
 from mithridate.core.sampling import Shuffled
 from mithridate.core.schedules import Schedule, StepDecay
@@ -277,8 +277,18 @@ class TrainingState:
         return loss
 
     def run_epoch(self) -> None:
-        """Trains for one epoch; a row rule then drops rows for the epochs to come."""
-        losses = [self.advance(batch) for batch in self.batches()]
+        """Trains for one epoch; a row rule then drops rows for the epochs to come.
+
+        Raises:
+            MemoryError: one batch does not fit into memory.
+        """
+        try:
+            losses = [self.advance(batch) for batch in self.batches()]
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            size = self.recipe.batch_size  # smaller pieces of a batch would have other BatchNorm statistics
+            raise MemoryError(f"out of memory in training with batch_size {size}; use a smaller one") from error
         self.epoch, self._before = self.epoch + 1, self.steps
         self.losses.append(float(torch.stack(losses).mean()))
         if not self.losses[-1] < float("inf"):

@@ -259,7 +259,6 @@ def predict(
 
     with torch.no_grad():
         parts = shrinking(work, CHUNK)
-    assert isinstance(parts, list)
     radii = [part.radius for part in parts if part.radius is not None]
     return Prediction(
         torch.cat([part.scores.cpu() for part in parts], 1),

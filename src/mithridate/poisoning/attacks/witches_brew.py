@@ -126,9 +126,7 @@ class _Matching:
             self.size = size
             return (self._whole if len(self.labels) <= size else self._pieces)(images.detach(), rng, state)
 
-        result = shrinking(evaluate, self.size)
-        assert isinstance(result, tuple)
-        return result
+        return shrinking(evaluate, self.size)
 
     def _augmented(self, images: Tensor, rng: torch.Generator, state: Tensor) -> Batch:
         """Puts poisons and partners through the victim's augmentation; the same draws every time."""
