@@ -74,11 +74,20 @@ def test_gradient_agrees_with_finite_differences_through_the_augmentation() -> N
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
 def test_micro_batches_compute_the_exact_full_objective(micro_batch: int) -> None:
-    transforms = (Flip(), Shift(share=0.2))
-    whole = matching(smooth_network(), 5, transforms=transforms)(images_of(5), stream(0, "x"))
-    pieces = matching(smooth_network(), 5, transforms=transforms, micro_batch=micro_batch)(images_of(5), stream(0, "x"))
+    whole = matching(smooth_network(), 5)(images_of(5), stream(0, "x"))
+    pieces = matching(smooth_network(), 5, micro_batch=micro_batch)(images_of(5), stream(0, "x"))
     torch.testing.assert_close(pieces[0], whole[0], rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(pieces[1], whole[1], rtol=1e-8, atol=1e-13)
+
+
+def test_both_passes_over_the_micro_batches_see_the_same_augmentation() -> None:
+    """Otherwise the gradient would not be that of the value."""
+    objective = matching(smooth_network(), 5, transforms=(Flip(), Shift(share=0.2)), micro_batch=2)
+    images, step = images_of(5), 1e-5
+    _, gradient = objective(images, stream(0, "x"))
+    direction = torch.randn(images.shape, generator=stream(3, "direction"), dtype=torch.float64)
+    up, down = (objective(images + sign * step * direction, stream(0, "x"))[0] for sign in (1, -1))
+    assert float((up - down) / (2 * step)) == pytest.approx(float((gradient * direction).sum()), rel=1e-5)
 
 
 def test_the_target_itself_with_the_intended_label_matches_perfectly() -> None:
@@ -94,14 +103,14 @@ def test_the_target_itself_with_the_intended_label_matches_perfectly() -> None:
 def test_running_out_of_memory_halves_the_micro_batch_says_so_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    objective = matching(smooth_network(), 6, transforms=(Flip(),))
-    expected = matching(smooth_network(), 6, transforms=(Flip(),))(images_of(6), stream(0, "x"))
+    objective = matching(smooth_network(), 6)
+    expected = matching(smooth_network(), 6)(images_of(6), stream(0, "x"))
     honest = _Matching._gradients
 
-    def greedy(self: _Matching, images: Tensor, targets: Tensor, *, graph: bool) -> tuple[Tensor, ...]:
+    def greedy(self: _Matching, images: Tensor, part: Tensor, rng: torch.Generator, *, graph: bool) -> tuple:
         if len(images) > 3:
             raise torch.OutOfMemoryError("too much")
-        return honest(self, images, targets, graph=graph)
+        return honest(self, images, part, rng, graph=graph)
 
     objective.size = 8
     monkeypatch.setattr(_Matching, "_gradients", greedy)

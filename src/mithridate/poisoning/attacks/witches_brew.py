@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -54,7 +54,7 @@ class WitchesBrew(Attack):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the double backward pass; auto: bf16 where the machine computes it faster."""
     micro_batch: int = 128
-    """Poisons per graph: bounds the memory, never changes the objective."""
+    """Images per graph: bounds the memory; changes the random draws of the augmentation, never the objective."""
 
     def craft(self, task: Task, surrogate: Learner, seed: int) -> Poison:
         """Crafts `task.limit` poisons; the note ``matching_loss`` is 1 - cosine on the 8-bit pixels.
@@ -102,7 +102,17 @@ class _Matching:
 
     The objective depends on the poisons only through their summed parameter gradient. So where the poisons do not fit
     into one graph, a first-order pass collects that sum, and the derivative of the cosine with respect to it turns each
-    micro-batch into one vector-Jacobian product: the exact objective in the memory of one micro-batch.
+    micro-batch into one vector-Jacobian product: the exact objective in the memory of one micro-batch. Each micro-batch
+    is augmented on its own, with the same draws in both passes.
+
+    Args:
+        model: in eval mode.
+        goal: the target's gradient, one tensor per parameter.
+        labels: [P + R, K] of the poisons and their clean partners.
+        partners: [R, C, H, W] clean images, one per poison (R = P) or none, for augmentations that mix rows.
+        transforms: the victim's augmentation.
+        bf16: number format of the passes.
+        micro_batch: most images in one graph.
     """
 
     def __init__(
@@ -124,53 +134,51 @@ class _Matching:
 
         def evaluate(size: int) -> tuple[Tensor, Tensor]:
             self.size = size
-            return (self._whole if len(self.labels) <= size else self._pieces)(images.detach(), rng, state)
+            rng.set_state(state)
+            return (self._whole if len(self.labels) <= size else self._pieces)(images.detach(), rng)
 
         return shrinking(evaluate, self.size)
 
-    def _augmented(self, images: Tensor, rng: torch.Generator, state: Tensor) -> Batch:
-        """Puts poisons and partners through the victim's augmentation; the same draws every time."""
-        rng.set_state(state)
-        mixed = torch.cat([images, self.partners]) if len(self.partners) else images
-        batch = Batch(mixed, self.labels, torch.arange(len(mixed), device=mixed.device), 1.0)
-        for transform in self.transforms:
-            batch = transform(batch, self.model, rng)
-        return batch
-
-    def _whole(self, images: Tensor, rng: torch.Generator, state: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            batch = self._augmented(images.requires_grad_(), rng, state)
-        gradients = self._gradients(batch.images, batch.targets, graph=True)
+    def _whole(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        everything = torch.arange(len(images), device=images.device)
+        gradients = self._gradients(images.requires_grad_(), everything, rng, graph=True)
         value, slope = cosine_slope([g.detach() for g in gradients], self.goal)
         (towards,) = torch.autograd.grad(gradients, images, slope)
         return 1 - value, towards.neg_()
 
-    def _pieces(self, images: Tensor, rng: torch.Generator, state: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            batch = self._augmented(images, rng, state)
+    def _pieces(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        number = -(-len(self.labels) // self.size)
+        parts = torch.arange(len(images), device=images.device).chunk(number)
+        seeds = torch.randint(2**62, (len(parts),), generator=rng).tolist()
         total = [torch.zeros_like(parameter) for parameter in self.parameters]
-        for part, targets in self._split(batch):
-            torch._foreach_add_(total, list(self._gradients(part, targets, graph=False)))
+        for part, seed in zip(parts, seeds, strict=True):
+            draws = torch.Generator().manual_seed(seed)
+            torch._foreach_add_(total, list(self._gradients(images[part], part, draws, graph=False)))
         value, slope = cosine_slope(total, self.goal)
-        towards = torch.cat(
-            [
-                torch.autograd.grad(self._gradients(part.requires_grad_(), targets, graph=True), part, slope)[0]
-                for part, targets in self._split(batch)
-            ]
-        )
-        with torch.enable_grad():  # the augmentation's own graph, only now that those of the micro-batches are gone
-            batch = self._augmented(images.requires_grad_(), rng, state)
-        (towards,) = torch.autograd.grad(batch.images, images, towards)
+        towards = torch.empty_like(images)
+        for part, seed in zip(parts, seeds, strict=True):
+            leaf, draws = images[part].requires_grad_(), torch.Generator().manual_seed(seed)
+            towards[part] = torch.autograd.grad(self._gradients(leaf, part, draws, graph=True), leaf, slope)[0]
         return 1 - value, towards.neg_()
 
-    def _split(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        number = -(-len(batch.images) // self.size)
-        return zip(batch.images.chunk(number), batch.targets.chunk(number), strict=True)
-
-    def _gradients(self, images: Tensor, targets: Tensor, *, graph: bool) -> tuple[Tensor, ...]:
-        with torch.enable_grad(), self._format(images.device):
-            loss = F.cross_entropy(self.model(images).to(targets.dtype), targets, reduction="sum")
+    def _gradients(self, images: Tensor, part: Tensor, rng: torch.Generator, *, graph: bool) -> tuple[Tensor, ...]:
+        """Returns the parameter gradient of the summed loss of these poisons, number `part` of all, augmented."""
+        with torch.enable_grad():
+            batch = self._augmented(images, part, rng)
+            with self._format(images.device):
+                logits = self.model(batch.images)
+            loss = F.cross_entropy(logits.to(batch.targets.dtype), batch.targets, reduction="sum")
         return torch.autograd.grad(loss, self.parameters, create_graph=graph)
+
+    def _augmented(self, images: Tensor, part: Tensor, rng: torch.Generator) -> Batch:
+        batch = Batch(images, self.labels[part], part, 1.0)
+        if len(self.partners):
+            beside = len(self.labels) - len(self.partners) + part
+            labels = torch.cat([batch.targets, self.labels[beside]])
+            batch = Batch(torch.cat([images, self.partners[part]]), labels, torch.cat([part, beside]), 1.0)
+        for transform in self.transforms:
+            batch = transform(batch, self.model, rng)
+        return batch
 
     def _format(self, device: torch.device) -> AbstractContextManager:
         return torch.autocast(device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
