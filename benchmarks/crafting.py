@@ -21,7 +21,7 @@ from benchmarks.measure import Claim, Report, Row, Setup, Timing, environment, i
 from benchmarks.reference import Brewing, brew_careful, brew_plain, ordinary, synthetic
 from mithridate.core.classifier import bf16_pays
 from mithridate.core.data import ImageData
-from mithridate.core.models import normalized
+from mithridate.core.models import Normalize
 from mithridate.core.training import Fitted, Learner, Recipe, Watch
 from mithridate.poisoning.attacks.witches_brew import WitchesBrew
 from mithridate.poisoning.threat import Task, ThreatModel
@@ -114,7 +114,7 @@ def _by_hand(surrogate: Ready) -> nn.Module:
     """The surrogate as one would write it: ordinary layers, NCHW, the same weights."""
     classifier = surrogate.fitted.models[0]
     layer = classifier.get_submodule("normalize")
-    return normalized(ordinary(classifier.get_submodule("network")), layer.mean, layer.std).eval()
+    return nn.Sequential(Normalize(layer.mean, layer.std), ordinary(classifier.get_submodule("network"))).eval()
 
 
 def _brew(brew: Callable[..., tuple[Tensor, float]], network: nn.Module, task: Task, steps: int) -> float:

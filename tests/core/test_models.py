@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mithridate.core.models import MODELS, ConvNorm, Normalize, build, last_linear, normalized
+from mithridate.core.models import MODELS, ConvNorm, Normalize, build, last_linear
 
 NAMES = sorted(MODELS)
 NORM = ("running_mean", "running_var", "weight", "bias")
@@ -372,15 +372,9 @@ def test_normalize_refuses_what_cannot_be(mean: list[float], std: list[float], w
         Normalize(mean, std)
 
 
-def test_normalized_repr_shows_both_parts() -> None:
-    text = repr(normalized(nn.Flatten(), [0.49139], [0.25]))
-    assert "(normalize): Normalize(mean=[0.4914], std=[0.25])" in text
-    assert "(network): Flatten" in text
-
-
 def test_last_linear_is_the_last_in_module_order() -> None:
     network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Sequential(nn.Linear(3, 2)), nn.Softmax(1))
-    assert last_linear(normalized(network, [0.5], [1.0])) is network[2][0]
+    assert last_linear(nn.Sequential(Normalize([0.5], [1.0]), network)) is network[2][0]
 
 
 def test_last_linear_names_the_model_that_has_none() -> None:

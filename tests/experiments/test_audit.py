@@ -235,10 +235,8 @@ def test_the_loader_brings_the_normalisation(normalize: str, tmp_path: Path) -> 
     assert right.float().mean().item() == pytest.approx(pairs[0][1]["outcome"]["accuracy"][0], abs=1e-6)
 
 
-def test_there_is_no_loader_for_a_model_without_a_name(tmp_path: Path) -> None:
-    trial = {"attack": {"type": "badnets"}, "learner": {"model": {"function": "here:<lambda>"}}, "threat": {}}
-    assert write_loader(tmp_path, [(trial, {"models": ["a"]})]) is None
-    assert write_loader(tmp_path, [(trial, {"models": []})]) is None
+def test_there_is_no_loader_without_stored_victims(tmp_path: Path) -> None:
+    assert write_loader(tmp_path, [({"attack": {"type": "badnets"}, "threat": {}}, {"models": []})]) is None
     assert not list(tmp_path.iterdir())
 
 

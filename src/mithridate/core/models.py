@@ -187,18 +187,6 @@ class Normalize(nn.Module):
         return ", ".join(f"{n}={[round(v, 4) for v in getattr(self, n).tolist()]}" for n in ("mean", "std"))
 
 
-def normalized(module: nn.Module, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> nn.Sequential:
-    """Put a `Normalize` layer before a network; the parts are called ``normalize`` and ``network``.
-
-    >>> normalized(nn.Flatten(), [0.5], [0.25])
-    Sequential(
-      (normalize): Normalize(mean=[0.5], std=[0.25])
-      (network): Flatten(start_dim=1, end_dim=-1)
-    )
-    """
-    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), network=module))
-
-
 def last_linear(module: nn.Module) -> nn.Linear:
     """The last `nn.Linear` in module order: its input is what the attacks and defences call features.
 
