@@ -1,6 +1,7 @@
 """Gradient matching on CIFAR-10 against its controls: the paper's setting for a GPU, and a small one for a CPU.
 
     mithridate study studies.witches_brew:small
+    mithridate study studies.witches_brew:fp32
     mithridate study studies.witches_brew:paper --device cuda
 
 CIFAR-10 is expected in data/cifar10 (train.parquet and test.parquet in Hugging Face layout), or where the environment
@@ -82,3 +83,14 @@ def small() -> list[mi.Trial]:
         *cell(data, recipe, brew, low, targets=20, victims=1, defenses=mixup),
         *cell(data, recipe, brew, high, targets=20, victims=1, defenses=mixup),
     ]
+
+
+def fp32() -> list[mi.Trial]:
+    """Returns the first 10 targets of `small` at eps 32 once more, crafted in float32: does bf16 cost success?
+
+    The victims train as in `small`, so the two differ in how the poison was computed and nothing else.
+    """
+    recipe = mi.Recipe(model="convnet", epochs=40, batch_size=125)
+    brew = mi.WitchesBrew(steps=250, surrogates=2, precision="fp32")
+    high = mi.ThreatModel(budget=0.02, ball=mi.Linf(eps=32 / 255))
+    return cell(cifar10(per_class=500), recipe, brew, high, targets=10, victims=1)

@@ -54,8 +54,16 @@ def test_the_small_study_is_the_standard_small_setting() -> None:
     assert {trial.data.per_class for trial in trials} == {500}
     cells = Counter((trial.attack, trial.threat, trial.defenses) for trial in trials)
     assert set(cells.values()) == {20}
-    assert len(cells) == 2 * (2 * 2 + 1)
-    assert {trial.victims for trial in trials if trial.attack == mi.NoAttack()} == {8}
+    undefended = [cell for cell in cells if not cell[2]]
+    assert len(undefended) == 2 * 2 + 1  # attack and noise at two doses, and one set of clean victims
+    assert len(cells) - len(undefended) == 2 + 1  # the same poisons under mixup
+    assert {trial.victims for trial in trials if trial.attack == mi.NoAttack() and not trial.defenses} == {8}
+
+
+def test_the_precision_study_repeats_cells_of_the_small_study_in_float32() -> None:
+    repeated = [replace(t, attack=replace(t.attack, precision="auto")) for t in witches_brew.fp32()]
+    assert [trial.attack.precision for trial in witches_brew.fp32()] == ["fp32"] * 10
+    assert all(trial in witches_brew.small() for trial in repeated)
 
 
 def test_the_paper_study_has_the_published_numbers() -> None:
@@ -68,7 +76,7 @@ def test_the_paper_study_has_the_published_numbers() -> None:
     }
 
 
-@pytest.mark.parametrize("study", [witches_brew.small, witches_brew.paper])
+@pytest.mark.parametrize("study", [witches_brew.small, witches_brew.fp32, witches_brew.paper])
 def test_a_study_survives_json(study) -> None:
     trials = study()
     assert [from_json(json.loads(json.dumps(to_json(trial))), Trial) for trial in trials[::30]] == trials[::30]
