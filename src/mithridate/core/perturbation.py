@@ -177,11 +177,7 @@ class L2(Ball):
 
 @dataclass(frozen=True, kw_only=True)
 class AnyImage(Ball):
-    """Any image at all: the change is bounded by nothing but the attack's own penalty.
-
-    >>> AnyImage().describe()
-    'any image may take the place of a poisoned one (no bound)'
-    """
+    """Any image at all: the change is bounded by nothing but the attack's own penalty."""
 
     def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
         return base.clone()
@@ -354,12 +350,10 @@ def minimise(
     judge = int(torch.randint(2**62, (1,), generator=rng))
     best: Found | None = None
     for number in range(restarts):
-        stepper = update.begin(start, rng)
-        first = ball.start(start, rng) if init is None else ball.project(start, init)
         iterations = track(range(steps), f"{label} {number + 1}/{restarts}")
-        params = _search(objective, start, ball, stepper, first, iterations, steps, between, rng)
+        params = _search(objective, start, ball, update.begin(start, rng), init, iterations, steps, between, rng)
         images = ball.images(start, params).detach()
-        final = ball.rounded(start, images) if pixels == "uint8" else images
+        final = _rounded(ball, start, images) if pixels == "uint8" else images
         floats = to_floats(final) if pixels == "uint8" else final
         value, _ = objective(floats, torch.Generator().manual_seed(judge))
         best = Found(final, value) if best is None else _better(best, Found(final, value))
@@ -373,12 +367,13 @@ def _search(
     start: Tensor,
     ball: Ball,
     stepper: Stepper,
-    params: Tensor,
+    init: Tensor | None,
     iterations: Iterable[int],
     steps: int,
     between: Callable[[int, Tensor], None] | None,
     rng: torch.Generator,
 ) -> Tensor:
+    params = ball.start(start, rng) if init is None else ball.project(start, init)
     for step in iterations:
         params = params.detach().requires_grad_()
         images = ball.images(start, params)
@@ -391,6 +386,11 @@ def _search(
             gradient = gradient + torch.autograd.grad(penalty, params)[0]
         params = ball.project(start, stepper.step(params.detach(), value, gradient, step / steps))
     return stepper.final(params)
+
+
+def _rounded(ball: Ball, base: Tensor, images: Tensor) -> Tensor:
+    """Rounds some images at a time: the temporaries of all of them would be the search's peak in memory."""
+    return torch.cat([ball.rounded(*pair) for pair in zip(base.split(100), images.split(100), strict=True)])
 
 
 def _better(a: Found, b: Found) -> Found:
