@@ -27,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(given.threads)
     setup = Setup(device=given.device, small=given.small, threads=given.threads, models=tuple(given.models))
     out = given.out or (None if given.small else RESULTS)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be made must not cost the measurements
     reports, console = [], Console()
     console = console if console.is_terminal else Console(width=160)  # a file has no width of its own
     for name in given.names or BENCHMARKS:
