@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mithridate.core.perturbation import (
-    L2,
     AnyImage,
     Ball,
     Linf,
     Objective,
-    Patch,
     average,
     by_autograd,
     minimise,
@@ -24,19 +22,7 @@ from mithridate.core.perturbation import (
 )
 from mithridate.core.seeds import stream
 from mithridate.core.updates import Adam, SignedAdam, SignStep
-
-BALLS: list[Ball] = [Linf(eps=8 / 255), Linf(eps=0.0213), L2(eps=0.5), L2(eps=12.0), AnyImage(), Patch(area=0.2)]
-ANY_BALL = pytest.mark.parametrize("ball", BALLS, ids=str)
-
-
-def pictures(seed: int, count: int = 4, channels: int = 3, side: int = 8) -> Tensor:
-    """8-bit images [count, channels, side, side] as floats, with plenty of pixels at both ends of the range."""
-    drawn = torch.randint(-80, 336, (count, channels, side, side), generator=stream(seed, "pictures"))
-    return to_floats(drawn.clamp(0, 255).to(torch.uint8))
-
-
-def anywhere(like: Tensor, seed: int) -> Tensor:
-    return like + torch.randn(like.shape, generator=stream(seed, "anywhere"))
+from tests.core.ball_cases import ANY_BALL, pictures
 
 
 def test_by_autograd_in_closed_form_joint_and_per_image() -> None:

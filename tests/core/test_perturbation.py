@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from torch import Tensor
 
 from mithridate.core.perturbation import (
     L2,
@@ -21,19 +20,7 @@ from mithridate.core.perturbation import (
 )
 from mithridate.core.schema import choices
 from mithridate.core.seeds import stream
-
-BALLS: list[Ball] = [Linf(eps=8 / 255), Linf(eps=0.0213), L2(eps=0.5), L2(eps=12.0), AnyImage(), Patch(area=0.2)]
-ANY_BALL = pytest.mark.parametrize("ball", BALLS, ids=str)
-
-
-def pictures(seed: int, count: int = 4, channels: int = 3, side: int = 8) -> Tensor:
-    """8-bit images [count, channels, side, side] as floats, with plenty of pixels at both ends of the range."""
-    drawn = torch.randint(-80, 336, (count, channels, side, side), generator=stream(seed, "pictures"))
-    return to_floats(drawn.clamp(0, 255).to(torch.uint8))
-
-
-def anywhere(like: Tensor, seed: int) -> Tensor:
-    return like + torch.randn(like.shape, generator=stream(seed, "anywhere"))
+from tests.core.ball_cases import ANY_BALL, BALLS, anywhere, pictures
 
 
 def test_every_ball_is_tested() -> None:
