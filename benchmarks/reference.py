@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mithridate.core.models import ConvNorm
+from mithridate.core.networks import ConvNorm
 
 REACH = 4
 """Pixels an image moves at most: an eighth of 32."""

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # X as X: this package exports it
+    from mithridate.core.balls import L2 as L2, AnyImage as AnyImage, Ball as Ball, Linf as Linf
     from mithridate.core.data import ImageData as ImageData
     from mithridate.core.ensemble import Ensemble as Ensemble
     from mithridate.core.guarantees import Guarantee as Guarantee
-    from mithridate.core.perturbation import L2 as L2, AnyImage as AnyImage, Ball as Ball, Linf as Linf
     from mithridate.core.sources import (
         Arrays as Arrays,
         DataSource as DataSource,
@@ -58,10 +58,10 @@ if TYPE_CHECKING:  # X as X: this package exports it
 
 # Where each public name lives. The block above says the same to type checkers; tests/test_package.py compares the two.
 _HOME = {
+    "core.balls": ("AnyImage", "Ball", "L2", "Linf"),
     "core.data": ("ImageData",),
     "core.ensemble": ("Ensemble",),
     "core.guarantees": ("Guarantee",),
-    "core.perturbation": ("AnyImage", "Ball", "L2", "Linf"),
     "core.sources": ("Arrays", "DataSource", "Digits", "Folder", "Parquet"),
     "core.training": ("Fitted", "Learner", "Prediction", "Recipe"),
     "experiments.audit": ("audit",),

@@ -23,9 +23,9 @@ from mithridate.experiments.audit import Audit, dosed, plan_audit, rehearse, run
 from mithridate.experiments.files import read_json
 from mithridate.experiments.loader import FILE
 from mithridate.experiments.plan import plan
+from mithridate.experiments.power import what_n_shows
 from mithridate.experiments.presets import Panel, Preset, home_scenario, preset, scenario, usual_threat
 from mithridate.experiments.report import write_report
-from mithridate.experiments.statistics import what_n_shows
 from mithridate.experiments.study import definition, load_results
 from mithridate.experiments.table import Table, print_table, table
 from mithridate.experiments.trial import Trial

@@ -13,7 +13,8 @@ from torch.nn import functional
 from benchmarks import crafting, reference, startup
 from benchmarks.__main__ import main
 from benchmarks.measure import Setup, Timing, interleaved, speedup
-from mithridate.core.models import ConvNorm, build
+from mithridate.core.models import build
+from mithridate.core.networks import ConvNorm
 
 SMALL = Setup(small=True, models=("convnet",))
 

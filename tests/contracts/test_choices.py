@@ -8,8 +8,8 @@ import pickle
 
 import pytest
 
+from mithridate.core.balls import Ball
 from mithridate.core.batch import BatchTransform, GradientRule, RowRule, Sampler
-from mithridate.core.perturbation import Ball
 from mithridate.core.schedules import Schedule
 from mithridate.core.schema import Choice, choices, from_json, identity, name_of, parse, resumable, to_json
 from mithridate.core.sources import Arrays, DataSource

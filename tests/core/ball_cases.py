@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mithridate.core.perturbation import L2, AnyImage, Ball, Linf, Patch, to_floats
+from mithridate.core.balls import L2, AnyImage, Ball, Linf, Patch, to_floats
 from mithridate.core.seeds import stream
 
 BALLS: list[Ball] = [Linf(eps=8 / 255), Linf(eps=0.0213), L2(eps=0.5), L2(eps=12.0), AnyImage(), Patch(area=0.2)]

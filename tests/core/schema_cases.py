@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mithridate.core.balls import Ball
 from mithridate.core.batch import RowRule
 from mithridate.core.data import ImageData
-from mithridate.core.perturbation import Ball
 from mithridate.core.schema import Choice, from_json
 
 HERE = __name__

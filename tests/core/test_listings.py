@@ -12,7 +12,8 @@ from PIL import Image
 
 from mithridate.core import listings
 from mithridate.core.data import ImageData
-from mithridate.core.sources import Folder, Parquet, read_folder, read_parquet, source
+from mithridate.core.readers import read_folder, read_parquet
+from mithridate.core.sources import Folder, Parquet, source
 from tests.core.image_files import images_of, pixels, png, write_folder, write_parquet
 
 # --- parquet ---------------------------------------------------------------------------------------------------------

@@ -9,17 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mithridate.core.perturbation import (
-    AnyImage,
-    Ball,
-    Linf,
-    Objective,
-    average,
-    by_autograd,
-    minimise,
-    to_bytes,
-    to_floats,
-)
+from mithridate.core.balls import AnyImage, Ball, Linf, to_bytes, to_floats
+from mithridate.core.perturbation import Objective, average, by_autograd, minimise
 from mithridate.core.seeds import stream
 from mithridate.core.updates import Adam, SignedAdam, SignStep
 from tests.core.ball_cases import ANY_BALL, pictures

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mithridate.core.models import MODELS, ConvNorm, Normalize, build, last_linear
+from mithridate.core.models import MODELS, Normalize, build, last_linear
+from mithridate.core.networks import ConvNorm
 
 NAMES = sorted(MODELS)
 NORM = ("running_mean", "running_var", "weight", "bias")

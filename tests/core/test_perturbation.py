@@ -9,15 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from mithridate.core.perturbation import (
-    L2,
-    AnyImage,
-    Ball,
-    Linf,
-    Patch,
-    to_bytes,
-    to_floats,
-)
+from mithridate.core.balls import L2, AnyImage, Ball, Linf, Patch, to_bytes, to_floats
 from mithridate.core.schema import choices
 from mithridate.core.seeds import stream
 from tests.core.ball_cases import ANY_BALL, BALLS, anywhere, pictures

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from mithridate.core import schema
+from mithridate.core.balls import L2, AnyImage, Ball, Linf, Patch
 from mithridate.core.batch import BatchTransform, RowRule
 from mithridate.core.gradient_rules import Mean
-from mithridate.core.perturbation import L2, AnyImage, Ball, Linf, Patch
 from mithridate.core.sampling import Shuffled
 from mithridate.core.schedules import Cosine, OneCycle, Schedule, StepDecay
 from mithridate.core.schema import (

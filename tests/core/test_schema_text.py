@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from mithridate.core import schema
+from mithridate.core.balls import L2, AnyImage, Ball, Linf
 from mithridate.core.batch import RowRule
-from mithridate.core.perturbation import L2, AnyImage, Ball, Linf
 from mithridate.core.schedules import OneCycle, Schedule
 from mithridate.core.schema import (
     class_of,

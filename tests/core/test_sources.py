@@ -9,18 +9,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from mithridate.core.data import ImageData
+from mithridate.core.readers import from_arrays, read_folder, read_parquet
 from mithridate.core.schema import choices, from_json, resumable, to_json
-from mithridate.core.sources import (
-    Arrays,
-    DataSource,
-    Digits,
-    Folder,
-    Parquet,
-    from_arrays,
-    read_folder,
-    read_parquet,
-    source,
-)
+from mithridate.core.sources import Arrays, DataSource, Digits, Folder, Parquet, source
 from tests.core.image_files import images_of, pixels, png, write_folder, write_parquet
 
 # --- digits ----------------------------------------------------------------------------------------------------------

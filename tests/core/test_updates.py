@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mithridate.core.perturbation import AnyImage, by_autograd, minimise
+from mithridate.core.balls import AnyImage
+from mithridate.core.perturbation import by_autograd, minimise
 from mithridate.core.seeds import stream
 from mithridate.core.updates import Adam, ForwardBackward, SignedAdam, SignStep, Stepper, Update, step_decay
 

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mithridate.core.balls import Linf
 from mithridate.core.data import ImageData
 from mithridate.core.ensemble import Ensemble
-from mithridate.core.perturbation import Linf
 from mithridate.core.sources import Digits
 from mithridate.core.training import Fitted, Learner, Recipe, Watch, predictor_of
 from mithridate.experiments.trial import Trial

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mithridate.core.perturbation import AnyImage, Linf, Patch
+from mithridate.core.balls import AnyImage, Linf, Patch
 from mithridate.core.sources import Arrays, Digits
 from mithridate.core.training import Recipe
 from mithridate.experiments import study

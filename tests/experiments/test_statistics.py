@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mithridate.experiments import statistics as s
+from mithridate.experiments import power, statistics as s
 
 
 def test_effective_n_is_the_number_of_targets_where_victims_never_disagree():
@@ -280,23 +280,23 @@ def _slow_power(n: int, p1: float, p0: float) -> float:
     ("n", "p1", "p0"), [(20, 0.3, 0.0), (20, 0.5, 0.1), (8, 0.9, 0.2), (5, 1.0, 0.0), (6, 1.0, 0.0)]
 )
 def test_power_equals_the_sum_over_all_outcomes(n, p1, p0):
-    assert s.power_of_paired(n, p1, p0) == pytest.approx(_slow_power(n, p1, p0), abs=1e-12)
+    assert power.power_of_paired(n, p1, p0) == pytest.approx(_slow_power(n, p1, p0), abs=1e-12)
 
 
 def test_power_of_no_success_at_all_is_zero():
-    assert s.power_of_paired(20, 0.0, 0.0) == 0
+    assert power.power_of_paired(20, 0.0, 0.0) == 0
 
 
 def test_detectable_is_the_first_rate_with_enough_power():
-    least = s.detectable(20)
+    least = power.detectable(20)
     assert least is not None
-    assert s.power_of_paired(20, least) >= 0.8 > s.power_of_paired(20, least - 0.01)
-    assert s.detectable(5) is None
-    assert s.detectable(6, p0=1.0) is None
+    assert power.power_of_paired(20, least) >= 0.8 > power.power_of_paired(20, least - 0.01)
+    assert power.detectable(5) is None
+    assert power.detectable(6, p0=1.0) is None
 
 
 def test_what_n_shows_is_plain():
-    assert "can show nothing" in s.what_n_shows(5)
-    assert s.what_n_shows(1).startswith("1 paired target can")
-    assert "37 % or more" in s.what_n_shows(20)
-    assert "show no success rate" in s.what_n_shows(6, p0=0.5)
+    assert "can show nothing" in power.what_n_shows(5)
+    assert power.what_n_shows(1).startswith("1 paired target can")
+    assert "37 % or more" in power.what_n_shows(20)
+    assert "show no success rate" in power.what_n_shows(6, p0=0.5)

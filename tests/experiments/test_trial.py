@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mithridate.core.balls import Patch
 from mithridate.core.data import ImageData
-from mithridate.core.perturbation import Patch
 from mithridate.core.schema import from_json, to_json
 from mithridate.core.seeds import derive
 from mithridate.core.sources import Arrays, Digits
@@ -27,13 +27,14 @@ from mithridate.experiments.trial import Clock, Trial, TrialResult, hold_out, pr
 from mithridate.poisoning.attacks.badnets import BadNets
 from mithridate.poisoning.attacks.no_attack import NoAttack
 from mithridate.poisoning.attacks.random_noise import RandomNoise
-from mithridate.poisoning.defense import Filtered, Voting
+from mithridate.poisoning.defense import Filtered
 from mithridate.poisoning.defenses.mixup import Mixup
 from mithridate.poisoning.defenses.partition_vote import PartitionVote
 from mithridate.poisoning.defenses.spectral_signatures import SpectralSignatures
 from mithridate.poisoning.goals import Backdoor
 from mithridate.poisoning.poison import Poison
 from mithridate.poisoning.threat import ThreatModel, ThreatModelViolation
+from mithridate.poisoning.voting import Voting
 from tests.experiments.fakes import Brighten, digits, recipe, trial
 
 

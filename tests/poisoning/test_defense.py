@@ -14,10 +14,11 @@ from mithridate.core.data import ImageData
 from mithridate.core.guarantees import Guarantee
 from mithridate.core.sampling import Shuffled
 from mithridate.core.training import Fitted, Learner, Recipe, Watch
-from mithridate.poisoning.defense import Filtered, Voting, changed
+from mithridate.poisoning.defense import Filtered, changed
 from mithridate.poisoning.defenses.mixup import Mixup
 from mithridate.poisoning.defenses.partition_vote import PartitionVote
 from mithridate.poisoning.defenses.spectral_signatures import SpectralSignatures
+from mithridate.poisoning.voting import Voting
 from tests.poisoning.cases import NearestMean, equal, quick, three_classes, weights
 
 TRAIN, TEST = three_classes()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mithridate.core.perturbation import L2, Linf, Patch
+from mithridate.core.balls import L2, Linf, Patch
 from mithridate.poisoning.poison import Poison
 from mithridate.poisoning.task import predict
 from mithridate.poisoning.threat import Backdoor, FixedCase, Task, ThreatModel, ThreatModelViolation

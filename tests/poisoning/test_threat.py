@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mithridate.core.balls import Linf, Patch
 from mithridate.core.data import ImageData
-from mithridate.core.perturbation import Linf, Patch
 from mithridate.core.schema import from_json, identity, to_json
 from mithridate.poisoning.threat import Backdoor, FixedCase, Misclassify, ThreatModel
 from tests.poisoning.cases import CLASSES, three_classes

@@ -321,25 +321,25 @@ class ImageData:
         labels: Tensor | Sequence[int] | np.ndarray,
         classes: Sequence[str] | None = None,
     ) -> ImageData:
-        """Builds a set from arrays; see `mithridate.core.sources.from_arrays`.
+        """Builds a set from arrays; see `mithridate.core.readers.from_arrays`.
 
         >>> ImageData.from_arrays(np.zeros((4, 8, 8, 3), np.uint8), [0, 1, 0, 1]).shape
         (3, 8, 8)
         """
-        from mithridate.core.sources import from_arrays
+        from mithridate.core.readers import from_arrays
 
         return from_arrays(images, labels, classes)
 
     @classmethod
     def from_folder(cls, path: str | os.PathLike[str], size: int | None = None) -> ImageData:
-        """Reads a folder of class folders of images; see `mithridate.core.sources.read_folder`."""
-        from mithridate.core.sources import read_folder
+        """Reads a folder of class folders of images; see `mithridate.core.readers.read_folder`."""
+        from mithridate.core.readers import read_folder
 
         return read_folder(path, size=size)
 
     @classmethod
     def from_parquet(cls, path: str | os.PathLike[str], size: int | None = None) -> ImageData:
-        """Reads parquet in Hugging Face layout; see `mithridate.core.sources.read_parquet`."""
-        from mithridate.core.sources import read_parquet
+        """Reads parquet in Hugging Face layout; see `mithridate.core.readers.read_parquet`."""
+        from mithridate.core.readers import read_parquet
 
         return read_parquet(path, size=size)

@@ -7,79 +7,21 @@ A model is named by text, so that a recipe can be stored and typed:
   *first* block (or stage), a whole number. The other widths scale along;
 - ``package.module:function``: the user's own. It is called with the number of classes and, where its signature names
   them, with the keywords ``channels`` and ``size`` (the shorter side in pixels).
-
-No ReLU here works in place: the gradient-matching attacks differentiate twice.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from mithridate.core.networks import convnet, convnet_wide, resnet18
 from mithridate.core.schema import nearest, resolve
 from mithridate.core.seeds import derive
 
 Shape = tuple[int, int, int]
-
-SMALLEST_POOLED = 4
-"""Sides below this are not halved any more, so 8x8 images still reach the last block with 2x2 positions."""
-
-
-def convnet(classes: int, channels: int = 3, size: int = 32, width: int = 16) -> nn.Sequential:
-    """Five 3x3 convolutions with BatchNorm: the standard small network, 71 thousand parameters.
-
-    Args:
-        classes: Number of classes K.
-        channels: Channels C of the images.
-        size: Shorter side of the images in pixels.
-        width: Channels of the first block; all five are (1, 2, 2, 4, 4) times this.
-
-    Returns:
-        A module from images [B, C, H, W] in [0, 1] to logits [B, K].
-
-    Reference: the ConvNetBN of Huang et al. "MetaPoison". NeurIPS 2020. arXiv 2004.00225, with global average pooling
-    in place of the flattening and without the poolings that a small image does not allow.
-
-    >>> sum(p.numel() for p in convnet(10).parameters())
-    70618
-    """
-    return _plain_network([width * factor for factor in (1, 2, 2, 4, 4)], classes, channels, size)
-
-
-def convnet_wide(classes: int, channels: int = 3, size: int = 32, width: int = 32) -> nn.Sequential:
-    """Four 3x3 convolutions, widths (1, 2, 4, 4) times `width`; otherwise as `convnet`.
-
-    >>> convnet_wide(10)(torch.zeros(2, 3, 16, 16)).shape
-    torch.Size([2, 10])
-    """
-    return _plain_network([width * factor for factor in (1, 2, 4, 4)], classes, channels, size)
-
-
-def resnet18(classes: int, channels: int = 3, size: int = 32, width: int = 64) -> nn.Sequential:
-    """ResNet-18 with the 3x3 stem used for CIFAR; stage widths are (1, 2, 4, 8) times `width`.
-
-    Reference: He et al. "Deep Residual Learning for Image Recognition". CVPR 2016. arXiv 1512.03385. Deviations: the
-    stem is one 3x3 convolution of stride 1 without pooling, and a stride is dropped where the side is below 4.
-
-    >>> sum(p.numel() for p in resnet18(10).parameters())
-    11173962
-    """
-    stages: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Sequential(ConvNorm(channels, width), nn.ReLU()))
-    seen = width
-    for stage, factor in enumerate((1, 2, 4, 8)):
-        stride = 2 if stage > 0 and size >= SMALLEST_POOLED else 1
-        size = -(-size // stride)
-        stages[f"stage{stage + 1}"] = nn.Sequential(
-            _Residual(seen, factor * width, stride), _Residual(factor * width, factor * width, 1)
-        )
-        seen = factor * width
-    return _initialised(nn.Sequential(OrderedDict(**stages, **_head(seen, classes))))
-
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnet": convnet,
@@ -120,36 +62,6 @@ def build(spec: str | Callable[..., nn.Module], classes: int, shape: Shape, seed
             raise TypeError(f"model {name} returned {type(module).__name__}; it must return a torch.nn.Module")
         _check_logits(name, module, classes, shape)
     return module
-
-
-class ConvNorm(nn.Module):
-    """A convolution without bias followed by BatchNorm; in eval mode one convolution with folded weights.
-
-    Folding computes the same function, and gradients still reach the parameters of both. It spares the elementwise
-    passes of BatchNorm, which take a large part of the time where a gradient is differentiated again.
-
-    >>> layer = ConvNorm(3, 8).eval()
-    >>> images = torch.rand(2, 3, 5, 5)
-    >>> torch.allclose(layer(images), layer.norm(layer.convolution(images)), atol=1e-6)
-    True
-    """
-
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map [B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""
-        convolution, norm = self.convolution, self.norm
-        if norm.training:
-            return norm(convolution(images))
-        mean, variance = norm.running_mean, norm.running_var
-        assert mean is not None
-        assert variance is not None
-        scale = norm.weight * (variance + norm.eps).rsqrt()
-        weight, bias = convolution.weight * scale[:, None, None, None], norm.bias - mean * scale
-        return functional.conv2d(images, weight, bias, convolution.stride, convolution.padding)
 
 
 class Normalize(nn.Module):
@@ -280,43 +192,3 @@ def _check_logits(name: str, module: nn.Module, classes: int, shape: Shape) -> N
             f"model {name} maps images {list(images.shape)} to {seen}; expected logits [2, {classes}], one per class: "
             f"give its last layer {classes} outputs (the function is called with the number of classes)"
         )
-
-
-def _head(features: int, classes: int) -> dict[str, nn.Module]:
-    return {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "linear": nn.Linear(features, classes)}
-
-
-def _plain_network(widths: Sequence[int], classes: int, channels: int, size: int) -> nn.Sequential:
-    """Blocks of convolution, BatchNorm, max-pool while the side allows, ReLU.
-
-    The usual order is ReLU first. Both commute exactly, gradients too, and this way the ReLU touches a quarter.
-    """
-    parts: OrderedDict[str, nn.Module] = OrderedDict()
-    for block, (inputs, outputs) in enumerate(zip((channels, *widths), widths, strict=False), start=1):
-        layers: list[nn.Module] = [ConvNorm(inputs, outputs)]
-        if size >= SMALLEST_POOLED:
-            layers.append(nn.MaxPool2d(2))
-            size //= 2
-        parts[f"block{block}"] = nn.Sequential(*layers, nn.ReLU())
-    return _initialised(nn.Sequential(OrderedDict(**parts, **_head(widths[-1], classes))))
-
-
-class _Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(ConvNorm(inputs, outputs, stride=stride), nn.ReLU(), ConvNorm(outputs, outputs))
-        unchanged = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if unchanged else ConvNorm(inputs, outputs, kernel=1, stride=stride)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.relu(self.body(images) + self.shortcut(images))
-
-
-def _initialised(network: nn.Sequential) -> nn.Sequential:
-    """Kaiming-normal (fan out) for convolutions; BatchNorm stays at one and zero, the Linear at PyTorch's default."""
-    for part in network.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-    return network

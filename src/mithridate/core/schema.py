@@ -41,7 +41,7 @@ T = TypeVar("T")
 class Choice:
     """Marks an abstract family of settings (``class Ball(Choice, ABC)``).
 
-    >>> from mithridate.core.perturbation import Linf
+    >>> from mithridate.core.balls import Linf
     >>> issubclass(Linf, Choice)
     True
     """
@@ -88,7 +88,7 @@ def _is_member(cls: type) -> bool:
 def name_of(choice: Any) -> str:
     """Returns the name of a choice (an instance or its class), as the CLI and JSON spell it.
 
-    >>> from mithridate.core.perturbation import AnyImage
+    >>> from mithridate.core.balls import AnyImage
     >>> name_of(AnyImage), name_of(AnyImage())
     ('any-image', 'any-image')
     """
@@ -173,7 +173,7 @@ def _path_content(path: Path) -> str:
 def to_json(value: Any, path: collections.abc.Callable[[Path], str] = str) -> Any:
     """Turns settings into plain JSON values; choices carry their name as ``type``.
 
-    >>> from mithridate.core.perturbation import Linf
+    >>> from mithridate.core.balls import Linf
     >>> to_json(Linf(eps=0.25))
     {'type': 'linf', 'eps': 0.25}
 
@@ -279,7 +279,7 @@ def class_of(base: type[T], name: str) -> type[T]:
     Raises:
         ValueError: no such member; the message names the nearest one.
 
-    >>> from mithridate.core.perturbation import Ball
+    >>> from mithridate.core.balls import Ball
     >>> class_of(Ball, "any-image").__name__
     'AnyImage'
     """
@@ -361,7 +361,7 @@ def from_json(data: Any, kind: type[T]) -> T:
     Raises:
         ValueError: an unknown type or setting (the message names the nearest), or a value of the wrong kind.
 
-    >>> from mithridate.core.perturbation import Ball
+    >>> from mithridate.core.balls import Ball
     >>> from_json({"type": "l2", "eps": 0.5}, Ball)
     L2(eps=0.5)
     """
@@ -381,7 +381,7 @@ def _split(text: str) -> list[str]:
 def parse(base: type[T], text: str) -> T:
     """Builds a choice from what people type: ``name``, ``name:setting=value,...`` or ``name(setting=value,...)``.
 
-    >>> from mithridate.core.perturbation import Ball
+    >>> from mithridate.core.balls import Ball
     >>> parse(Ball, "linf:eps=8/255").eps == 8 / 255
     True
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mithridate.core.balls import Linf
 from mithridate.core.data import ImageData
 from mithridate.core.models import last_linear
-from mithridate.core.perturbation import Linf
 from mithridate.core.progress import quiet
 from mithridate.core.sources import Arrays, DataSource
 from mithridate.core.training import Recipe

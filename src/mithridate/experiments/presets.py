@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mithridate.core.perturbation import AnyImage, Linf, Patch
+from mithridate.core.balls import AnyImage, Linf, Patch
 from mithridate.core.schema import nearest
 from mithridate.core.sources import DataSource, source
 from mithridate.core.training import Learner, Recipe

@@ -15,7 +15,7 @@ import numpy as np
 from mithridate.experiments import pictures, words
 from mithridate.experiments.cautions import cautions
 from mithridate.experiments.cells import Pair, canonical
-from mithridate.experiments.statistics import what_n_shows
+from mithridate.experiments.power import what_n_shows
 from mithridate.experiments.table import Row, Table, table
 
 SCHEMA = 1

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mithridate.core.balls import Ball, to_floats
 from mithridate.core.data import ImageData
 from mithridate.core.memory import shrinking
-from mithridate.core.perturbation import Ball, to_floats
 from mithridate.core.schema import name_of
 from mithridate.core.seeds import stream
 from mithridate.core.training import Fitted, Prediction, Predictor, Watch

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from mithridate.core.balls import Ball, Linf
 from mithridate.core.data import ImageData
-from mithridate.core.perturbation import Ball, Linf
 from mithridate.core.seeds import stream
 from mithridate.poisoning.goals import Backdoor, Case, Goal, Misclassify, class_index, class_text
 from mithridate.poisoning.task import Task, ThreatModelViolation

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mithridate.core.perturbation import Patch
+from mithridate.core.balls import Patch
 from mithridate.core.sources import Digits
 from mithridate.core.training import Recipe
 from mithridate.core.transforms import Shift

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mithridate.core.perturbation import L2, AnyImage, Linf, Patch, to_floats
+from mithridate.core.balls import L2, AnyImage, Linf, Patch, to_floats
 from mithridate.poisoning.attacks.badnets import BadNets
 from mithridate.poisoning.attacks.no_attack import NoAttack
 from mithridate.poisoning.attacks.random_noise import RandomNoise

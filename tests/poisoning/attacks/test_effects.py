@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mithridate.core.perturbation import Linf
+from mithridate.core.balls import Linf
 from mithridate.core.sources import Digits
 from mithridate.experiments.presets import Scenario, digits_recipe, from_scratch, on_frozen_features
 from mithridate.experiments.statistics import sign_flip

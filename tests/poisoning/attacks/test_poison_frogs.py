@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mithridate.core.perturbation import Linf, to_floats
+from mithridate.core.balls import Linf, to_floats
 from mithridate.poisoning.attacks.poison_frogs import PoisonFrogs
 from mithridate.poisoning.goals import Backdoor
 from mithridate.poisoning.task import Task

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mithridate.core.perturbation import Linf
+from mithridate.core.balls import Linf
 from mithridate.core.seeds import stream
 from mithridate.core.transforms import Flip, Mixup, Shift
 from mithridate.poisoning.attacks.witches_brew import WitchesBrew, _Matching

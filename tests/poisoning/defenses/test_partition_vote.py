@@ -16,8 +16,8 @@ from mithridate.core.seeds import stream
 from mithridate.core.sources import Digits
 from mithridate.core.training import Fitted, Recipe
 from mithridate.poisoning.attacks.badnets import BadNets
-from mithridate.poisoning.defense import Voting, content_hashes, vote_radius
 from mithridate.poisoning.defenses.partition_vote import PartitionVote
+from mithridate.poisoning.voting import Voting, content_hashes, vote_radius
 from tests.poisoning.cases import CLASSES, NearestMean, equal, images_of, quick, three_classes
 
 TRAIN, TEST = three_classes()

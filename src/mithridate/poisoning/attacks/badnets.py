@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from mithridate.core.perturbation import Patch
+from mithridate.core.balls import Patch
 from mithridate.core.training import Learner
 from mithridate.poisoning.attack import Attack, expect_goal
 from mithridate.poisoning.goals import Backdoor

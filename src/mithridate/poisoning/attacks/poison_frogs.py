@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mithridate.core.perturbation import AnyImage, by_autograd, minimise
+from mithridate.core.balls import AnyImage
+from mithridate.core.perturbation import by_autograd, minimise
 from mithridate.core.seeds import stream
 from mithridate.core.training import Learner
 from mithridate.core.updates import ForwardBackward

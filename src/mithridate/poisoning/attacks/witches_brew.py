@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mithridate.core.balls import Linf
 from mithridate.core.batch import Batch, BatchTransform
 from mithridate.core.classifier import bf16_pays
 from mithridate.core.data import ImageData
 from mithridate.core.gradient_rules import trainable
 from mithridate.core.gradients import cosine_slope
 from mithridate.core.memory import shrinking
-from mithridate.core.perturbation import Linf, average, minimise
+from mithridate.core.perturbation import average, minimise
 from mithridate.core.seeds import stream
 from mithridate.core.training import Learner
 from mithridate.core.updates import SignedAdam

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mithridate.core.training import Learner
-from mithridate.poisoning.defense import Defense, Kind, Voting
+from mithridate.poisoning.defense import Defense, Kind
+from mithridate.poisoning.voting import Voting
 
 
 @dataclass(frozen=True, kw_only=True)

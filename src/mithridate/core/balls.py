@@ -1,0 +1,246 @@
+"""What a perturbation may do to an image: ``Ball`` and its members, and pixels in 8 bits."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mithridate.core.schema import Choice
+
+_EDGE = 1e-6  # slack of a comparison between floats that came from 8-bit pixels
+
+
+def _normal(like: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=rng).to(like)
+
+
+def _uniform(like: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.rand(like.shape, generator=rng).to(like)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Rounds pixels in [0, 1] to the nearest uint8.
+
+    >>> to_bytes(torch.tensor([0.0, 0.5, 1.0])).tolist(), to_floats(torch.tensor([0, 255])).tolist()
+    ([0, 128, 255], [0.0, 1.0])
+    """
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def to_floats(images: Tensor) -> Tensor:
+    """Turns uint8 pixels into floats in [0, 1]."""
+    return images.float() / 255
+
+
+class Ball(Choice, ABC):
+    """The set of images allowed around each base image. Images are [P, C, H, W] floats in [0, 1].
+
+    The search moves *parameters*; for the balls here they are the pixels themselves.
+    """
+
+    @abstractmethod
+    def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        """Returns where a search starts: parameters inside the ball."""
+
+    @abstractmethod
+    def project(self, base: Tensor, params: Tensor) -> Tensor:
+        """Returns the parameters moved back into the ball and the pixel range."""
+
+    @abstractmethod
+    def sample(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        """Returns random images as strong as the ball allows: the control that every attack must beat."""
+
+    @abstractmethod
+    def contains(self, base: Tensor, images: Tensor) -> Tensor:
+        """Tells for each image [P] whether it lies in the ball: the harness's own test."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Says in words what may change."""
+
+    def images(self, base: Tensor, params: Tensor) -> Tensor:
+        """Returns the images of the parameters, differentiably."""
+        return params
+
+    def penalty(self, params: Tensor) -> Tensor:
+        """Returns what the ball itself adds to the objective, []."""
+        return params.new_zeros(())
+
+    def rounded(self, base: Tensor, images: Tensor) -> Tensor:
+        """Returns uint8 images inside the ball, for images inside it and a base that is 8-bit.
+
+        The nearest pixels; those that overstep are truncated towards the base, all of the image where need be.
+        """
+        nearest = to_bytes(images)
+        steps = ((images - base).clamp(-1, 1) * 255).trunc()
+        towards = ((base * 255).round() + steps).clamp(0, 255).to(torch.uint8)
+        outside = (self.project(base, to_floats(nearest)) - to_floats(nearest)).abs() > _EDGE
+        closer = torch.where(outside, towards, nearest)
+        for better in (closer, nearest):
+            fits = self.contains(base, to_floats(better))[:, None, None, None]
+            towards = torch.where(fits, better, towards)
+        return towards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linf(Ball):
+    """Every pixel may move by at most eps.
+
+    >>> Linf(eps=8 / 255).describe()
+    'every pixel value moves by at most 8/255 (Linf)'
+    """
+
+    eps: float
+    """Largest change of a pixel value, in [0, 1] units (8/255, not 8)."""
+
+    def __post_init__(self) -> None:
+        eps = self.eps
+        if not eps > 0:
+            raise ValueError(f"eps is {eps}; it must be positive, in pixels of [0, 1] (for example 8/255)")
+        if eps > 1:
+            raise ValueError(
+                f"eps is {eps:g}; pixels lie in [0, 1], so write {eps:g}/255 = {eps / 255:.4f} for {eps:g} of 255"
+            )
+        if eps > 64 / 255 + _EDGE:
+            warnings.warn(f"eps is {eps:.3f} (more than 64/255): such poisons are plain to see", stacklevel=3)
+
+    def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        return self.project(base, _normal(base, rng).mul_(self.eps).add_(base))
+
+    def project(self, base: Tensor, params: Tensor) -> Tensor:
+        return (params - base).clamp_(-self.eps, self.eps).add_(base).clamp_(0, 1)
+
+    def sample(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        return self.project(base, _normal(base, rng).sign_().mul_(self.eps).add_(base))
+
+    def contains(self, base: Tensor, images: Tensor) -> Tensor:
+        return (images - base).abs().flatten(1).amax(1) <= self.eps + _EDGE
+
+    def describe(self) -> str:
+        return f"every pixel value moves by at most {self.eps * 255:.3g}/255 (Linf)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2(Ball):
+    """The change of each image has at most Euclidean length eps.
+
+    >>> L2(eps=0.5).contains(torch.zeros(1, 1, 1, 2), torch.tensor([[[[0.3, 0.5]]]])).tolist()
+    [False]
+    """
+
+    eps: float
+    """Largest Euclidean norm of the change of one image, pixels in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not self.eps > 0:
+            raise ValueError(f"eps is {self.eps}; an L2 radius must be positive (pixels are in [0, 1])")
+
+    def _scaled(self, base: Tensor, change: Tensor) -> Tensor:
+        length = change.flatten(1).norm(dim=1).clamp_min(1e-12)
+        return change * (self.eps / length).clamp_max(1)[:, None, None, None]
+
+    def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        return self.project(base, base + self.eps * _normal(base, rng) / base[0].numel() ** 0.5)
+
+    def project(self, base: Tensor, params: Tensor) -> Tensor:
+        return base + self._scaled(base, (params - base).clamp(-base, 1 - base))
+
+    def sample(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        noise = _normal(base, rng)
+        return self.project(base, base + self.eps * noise / noise.flatten(1).norm(dim=1)[:, None, None, None])
+
+    def contains(self, base: Tensor, images: Tensor) -> Tensor:
+        return (images - base).flatten(1).norm(dim=1) <= self.eps * (1 + _EDGE) + _EDGE
+
+    def describe(self) -> str:
+        return f"the change of each image has Euclidean norm at most {self.eps:g} (L2)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyImage(Ball):
+    """Any image at all: the change is bounded by nothing but the attack's own penalty."""
+
+    def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        return base.clone()
+
+    def project(self, base: Tensor, params: Tensor) -> Tensor:
+        return params.clamp(0, 1)
+
+    def sample(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        return _uniform(base, rng)
+
+    def contains(self, base: Tensor, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        return (flat.amin(1) >= -_EDGE) & (flat.amax(1) <= 1 + _EDGE)
+
+    def describe(self) -> str:
+        return "any image may take the place of a poisoned one (no bound)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch(Ball):
+    """One rectangle of each image may change freely; a search moves the largest square in it.
+
+    >>> Patch(area=0.1).describe()
+    'one rectangle of at most 10 % of each image changes freely'
+    """
+
+    area: float = 0.1
+    """Largest share of the image that the rectangle covers, 0..1."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.area <= 1:
+            raise ValueError(f"area is {self.area}; it is a share of the image, so use 0.1 for 10 %")
+
+    def _side(self, base: Tensor) -> int:
+        h, w = base.shape[2:]
+        side = min(h, w, int((self.area * h * w) ** 0.5 + _EDGE))
+        if side < 1:
+            raise ValueError(f"area is {self.area}, less than one pixel of {h}x{w}; use at least 1/{h * w}")
+        return side
+
+    def _window(self, base: Tensor, top: Tensor, left: Tensor) -> Tensor:
+        """Returns the mask [P, 1, H, W] of the largest square with these corners [P]."""
+        side = self._side(base)
+        y, x = (torch.arange(n, device=base.device) for n in base.shape[2:])
+        rows = (y >= top[:, None]) & (y < top[:, None] + side)
+        columns = (x >= left[:, None]) & (x < left[:, None] + side)
+        return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+    def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        return self.sample(base, rng)
+
+    def project(self, base: Tensor, params: Tensor) -> Tensor:
+        energy = (params - base).square().sum(1, keepdim=True)
+        inside = F.avg_pool2d(energy, self._side(base), stride=1)
+        corner = inside.flatten(1).argmax(1)
+        mask = self._window(base, corner // inside.shape[3], corner % inside.shape[3])
+        return torch.where(mask, params.clamp(0, 1), base)
+
+    def sample(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        room = torch.tensor([n - self._side(base) + 1 for n in base.shape[2:]])
+        corner = (torch.rand(len(base), 2, generator=rng) * room).long().to(base.device)
+        return torch.where(self._window(base, corner[:, 0], corner[:, 1]), _uniform(base, rng), base)
+
+    def contains(self, base: Tensor, images: Tensor) -> Tensor:
+        changed = ((images - base).abs() > _EDGE).any(1)
+        height = _extent(changed.any(2))
+        width = _extent(changed.any(1))
+        return height * width <= self.area * changed[0].numel() + _EDGE
+
+    def describe(self) -> str:
+        return f"one rectangle of at most {self.area * 100:.3g} % of each image changes freely"
+
+
+def _extent(marks: Tensor) -> Tensor:
+    """Returns for each row of marks [P, n] the length from the first to the last mark; 0 where there is none."""
+    n = marks.shape[1]
+    position = torch.arange(n, device=marks.device)
+    first = torch.where(marks, position, n).amin(1)
+    last = torch.where(marks, position, -1).amax(1)
+    return (last - first + 1).clamp_min(0)
