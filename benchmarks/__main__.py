@@ -9,10 +9,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import crafting, startup, training
+from benchmarks import coverage, crafting, memory, startup, training
 from benchmarks.measure import Report, Setup, write
 
-BENCHMARKS = {"training": training.run, "crafting": crafting.run, "startup": startup.run}
+BENCHMARKS = {
+    "training": training.run,
+    "crafting": crafting.run,
+    "memory": memory.run,
+    "startup": startup.run,
+    "coverage": coverage.run,
+}
 RESULTS = Path(__file__).parent / "results"
 
 

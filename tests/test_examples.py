@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import runpy
+import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from studies import witches_brew
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+NEEDS = {"audit_lightning": ("lightning",), "audit_hf_trainer": ("transformers", "accelerate")}
+"""Optional packages of an example; the first is the name of the extra as well."""
 
 
 @pytest.fixture
@@ -29,8 +32,17 @@ def quick_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audits, "panels_of", lambda *args, **kw: real(*args, **{**kw, "trials": 1, "clean_victims": 1}))
 
 
+def import_or_skip(*packages: str) -> None:
+    """Imports what a test needs; what it warns of while it is imported is not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for package in packages:
+            pytest.importorskip(package, reason=f"needs {package}: pip install 'mithridate[{packages[0]}]'")
+
+
 def test_there_are_examples() -> None:
     assert len(SCRIPTS) >= 3
+    assert NEEDS.keys() <= {script.stem for script in SCRIPTS}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -43,9 +55,12 @@ def test_an_example_is_short(script: Path) -> None:
 def test_an_example_runs(
     script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import_or_skip(*NEEDS.get(script.stem, ()))
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(script), run_name="__main__")
-    assert "accuracy" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "accuracy" in printed.out
+    assert "Warning" not in printed.err
 
 
 def test_the_small_study_is_the_standard_small_setting() -> None:

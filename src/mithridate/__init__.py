@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # X as X: this package exports it
-    from mithridate.core.balls import L2 as L2, AnyImage as AnyImage, Ball as Ball, Linf as Linf
+    from mithridate.core.balls import L2 as L2, AnyImage as AnyImage, Ball as Ball, Linf as Linf, Patch as Patch
     from mithridate.core.data import ImageData as ImageData
     from mithridate.core.ensemble import Ensemble as Ensemble
     from mithridate.core.guarantees import Guarantee as Guarantee
+    from mithridate.core.learners import Mixed as Mixed, learner as learner
     from mithridate.core.sources import (
         Arrays as Arrays,
         DataSource as DataSource,
         Digits as Digits,
         Folder as Folder,
+        Hub as Hub,
         Parquet as Parquet,
+        TorchDataset as TorchDataset,
     )
     from mithridate.core.training import (
         Fitted as Fitted,
@@ -48,9 +51,16 @@ if TYPE_CHECKING:  # X as X: this package exports it
     from mithridate.poisoning.attacks.random_noise import RandomNoise as RandomNoise
     from mithridate.poisoning.attacks.witches_brew import WitchesBrew as WitchesBrew
     from mithridate.poisoning.defense import Defense as Defense
+    from mithridate.poisoning.defenses.adversarial_training import AdversarialTraining as AdversarialTraining
+    from mithridate.poisoning.defenses.cutmix import Cutmix as Cutmix
+    from mithridate.poisoning.defenses.cutout import Cutout as Cutout
+    from mithridate.poisoning.defenses.fine_tuning import FineTuning as FineTuning
+    from mithridate.poisoning.defenses.maxup import Maxup as Maxup
     from mithridate.poisoning.defenses.mixup import Mixup as Mixup
+    from mithridate.poisoning.defenses.noise import Noise as Noise
     from mithridate.poisoning.defenses.partition_vote import PartitionVote as PartitionVote
     from mithridate.poisoning.defenses.spectral_signatures import SpectralSignatures as SpectralSignatures
+    from mithridate.poisoning.defenses.strip import Strip as Strip
     from mithridate.poisoning.goals import Backdoor as Backdoor, Misclassify as Misclassify
     from mithridate.poisoning.poison import Poison as Poison
     from mithridate.poisoning.task import Task as Task, ThreatModelViolation as ThreatModelViolation
@@ -58,11 +68,12 @@ if TYPE_CHECKING:  # X as X: this package exports it
 
 # Where each public name lives. The block above says the same to type checkers; tests/test_package.py compares the two.
 _HOME = {
-    "core.balls": ("AnyImage", "Ball", "L2", "Linf"),
+    "core.balls": ("AnyImage", "Ball", "L2", "Linf", "Patch"),
     "core.data": ("ImageData",),
     "core.ensemble": ("Ensemble",),
     "core.guarantees": ("Guarantee",),
-    "core.sources": ("Arrays", "DataSource", "Digits", "Folder", "Parquet"),
+    "core.learners": ("Mixed", "learner"),
+    "core.sources": ("Arrays", "DataSource", "Digits", "Folder", "Hub", "Parquet", "TorchDataset"),
     "core.training": ("Fitted", "Learner", "Prediction", "Recipe"),
     "experiments.audit": ("audit",),
     "experiments.facts": ("TrialResult",),
@@ -79,11 +90,18 @@ _HOME = {
     "poisoning.attacks.random_noise": ("RandomNoise",),
     "poisoning.attacks.witches_brew": ("WitchesBrew",),
     "poisoning.defense": ("Defense",),
+    "poisoning.defenses.adversarial_training": ("AdversarialTraining",),
+    "poisoning.defenses.cutmix": ("Cutmix",),
+    "poisoning.defenses.cutout": ("Cutout",),
+    "poisoning.defenses.fine_tuning": ("FineTuning",),
+    "poisoning.defenses.maxup": ("Maxup",),
     "poisoning.defenses.mixup": ("Mixup",),
+    "poisoning.defenses.noise": ("Noise",),
     "poisoning.defenses.partition_vote": ("PartitionVote",),
     "poisoning.defenses.spectral_signatures": ("SpectralSignatures",),
-    "poisoning.poison": ("Poison",),
+    "poisoning.defenses.strip": ("Strip",),
     "poisoning.goals": ("Backdoor", "Misclassify"),
+    "poisoning.poison": ("Poison",),
     "poisoning.task": ("Task", "ThreatModelViolation"),
     "poisoning.threat": ("FixedCase", "ThreatModel"),
 }

@@ -48,18 +48,26 @@ class Pipeline:
     """What audit and craft share."""
 
     data: Annotated[str, arg(metavar="DATA")] = "digits"
-    """"digits", a folder of class folders, or parquet in Hugging Face layout (a file or a folder)."""
+    """"digits", a folder of class folders, parquet in Hugging Face layout (a file or a folder), hub:OWNER/NAME, or
+    package.module:function that returns two torch datasets."""
     preset: Text = None
     """Recipe, doses and trial counts to start from: digits; small (500 images per class); general. All other options
     change it. Default: digits for the digits, else general."""
     model: Text = None
-    """convnet, convnet-wide, resnet18, each with :width=N, or package.module:function."""
+    """convnet, convnet-wide, resnet18, vgg11, mobilenet_v2, each with :width=N; timm:NAME, transformers:NAME; or
+    package.module:function."""
+    start_from: Place = None
+    """Safetensors weights that training starts from: the victims are then fine-tuned, or train a new head."""
+    surrogate: Text = None
+    """The attacker's model, named as for --model. Default: the victims' own."""
     epochs: Count = None
     """Passes over the training set."""
     size: Count = None
     """Resize all images to N x N."""
     per_class: Count = None
     """Keep only the first N training images of every class."""
+    cache: Place = None
+    """Folder for a memory-mapped copy of the pixels, for data larger than memory."""
     eps: Numbers = None
     """Largest change of a pixel in [0, 1], as a number or 8/255; several are several doses."""
     budget: Numbers = None
@@ -83,9 +91,15 @@ class AuditOptions(Pipeline):
     attacks: Names = None
     """Attacks, with settings if you like: badnets poison-frogs witches-brew:steps=100,restarts=2."""
     defenses: Names = None
-    """Defences: mixup spectral-signatures partition-vote:parts=10; a+b applies both. No name after it: none."""
+    """Defences, with settings if you like: mixup cutmix spectral-signatures partition-vote:parts=10; a+b applies both.
+    No name after it: none."""
     scenarios: Names = None
-    """from-scratch, transfer. Default: for each attack the one its paper is about."""
+    """from-scratch, fine-tuning, transfer; with -grey-box after it the attacker trains features of its own, with
+    -black-box another architecture. Default: for each attack the one its paper is about."""
+    adaptive: bool = False
+    """Meet every defence with an attacker who knows it as well."""
+    trusted: Count = None
+    """Clean rows held out for defences that need them, such as fine-tuning."""
     trials: Count = None
     """Cases (targets) per cell, the same ones in every cell."""
     victims: Count = None
@@ -112,7 +126,14 @@ class CraftOptions(Pipeline):
     attack: Annotated[str, arg(metavar="NAME")] = "witches-brew"
     """badnets, poison-frogs, witches-brew, with settings if you like: witches-brew:steps=100,restarts=2."""
     scenario: Text = None
-    """from-scratch or transfer. Default: the one that the attack's paper is about."""
+    """from-scratch, fine-tuning or transfer, also with -grey-box or -black-box. Default: the one of the attack's
+    paper."""
+    target: Text = None
+    """What to aim at: rows of the test set (17 or 17,42), an image file, or a folder of images. Default: drawn."""
+    intended: Text = None
+    """Class that the target should get."""
+    true: Text = None
+    """Class that an image file or folder given as target truly belongs to."""
     out: Path = Path("runs/craft")
     """Results folder; surrogates are kept there for the next poison."""
 

@@ -19,18 +19,22 @@ from mithridate.core.schema import from_json, parse
 from mithridate.core.sources import DataSource, source
 from mithridate.core.training import Recipe
 from mithridate.experiments import audit as audits
-from mithridate.experiments.audit import Audit, dosed, plan_audit, rehearse, run_audit
+from mithridate.experiments.audit import Audit, run_audit
 from mithridate.experiments.files import read_json
 from mithridate.experiments.loader import FILE
+from mithridate.experiments.panels import Panel, dosed, plan_audit
 from mithridate.experiments.plan import plan
 from mithridate.experiments.power import what_n_shows
-from mithridate.experiments.presets import Panel, Preset, home_scenario, preset, scenario, usual_threat
+from mithridate.experiments.presets import Preset, preset
+from mithridate.experiments.rehearsal import rehearse
 from mithridate.experiments.report import write_report
+from mithridate.experiments.scenarios import home_scenario, scenario, usual_threat
 from mithridate.experiments.study import definition, load_results
 from mithridate.experiments.table import Table, print_table, table
 from mithridate.experiments.trial import Trial
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.defense import Defense
+from mithridate.poisoning.threat import FixedCase
 
 if TYPE_CHECKING:
     from mithridate.cli import AuditOptions, CraftOptions, ReportOptions, StudyOptions, TrialOptions
@@ -62,8 +66,10 @@ def craft(options: CraftOptions, command: str) -> int:
     start_torch(options.device)
     begin, recipe, data = pipeline(options)
     panel = _panel(options.attack, begin.panels(recipe), recipe)
+    if options.target is not None:
+        panel = replace(panel, threat=replace(panel.threat, case=_case(options)))
     names = [options.scenario] if options.scenario else None
-    panels = dosed(_in_scenarios([panel], names, recipe), eps=options.eps, budget=options.budget)
+    panels = dosed(_in_scenarios([panel], names, recipe, options.surrogate), eps=options.eps, budget=options.budget)
     if len(panels) > 1:
         raise ValueError("craft makes one poison, so give one eps and one budget")
     trial = plan_audit(panels, data, seed=options.seed)[0]
@@ -127,11 +133,12 @@ def audit_panels(options: AuditOptions) -> tuple[list[Panel], DataSource]:
         panels = [_panel(text, panels, recipe) for text in options.attacks]
     if not panels:
         raise ValueError("no attack to audit; name some after --attacks, or leave it out for the preset's")
-    changes = {name: getattr(options, name) for name in ("trials", "victims", "clean_victims")}
+    changes = {name: getattr(options, name) for name in ("trials", "victims", "clean_victims", "trusted")}
     changes = {name: value for name, value in changes.items() if value is not None}
     if options.defenses is not None:
         changes["defenses"] = tuple(_stack(text) for text in options.defenses)
-    panels = [replace(panel, **changes) for panel in _in_scenarios(panels, options.scenarios, recipe)]
+    placed = _in_scenarios(panels, options.scenarios, recipe, options.surrogate)
+    panels = [replace(panel, **changes, adaptive=options.adaptive) for panel in placed]
     return dosed(panels, eps=options.eps, budget=options.budget), data
 
 
@@ -143,10 +150,10 @@ def pipeline(options: AuditOptions | CraftOptions) -> tuple[Preset, Recipe, Data
         raise ValueError(
             f"preset {options.preset} is for images on disk; name them, for example --data PATH/TO/cifar10"
         )
-    named = {"model": options.model, "epochs": options.epochs}
+    named = {"model": options.model, "epochs": options.epochs, "start_from": options.start_from}
     recipe = replace(begin.recipe(), **{name: value for name, value in named.items() if value is not None})
     per_class = begin.per_class if options.per_class is None else options.per_class
-    return begin, recipe, source(options.data, per_class=per_class, size=options.size)
+    return begin, recipe, source(options.data, per_class=per_class, size=options.size, cache=options.cache)
 
 
 def _panel(text: str, known: Sequence[Panel], recipe: Recipe) -> Panel:
@@ -163,10 +170,24 @@ def _panel(text: str, known: Sequence[Panel], recipe: Recipe) -> Panel:
     return replace(same, attack=attack, threat=replace(own, budget=same.threat.budget, ball=same.threat.ball))
 
 
-def _in_scenarios(panels: Sequence[Panel], names: Sequence[str] | None, recipe: Recipe) -> list[Panel]:
-    if not names:
+def _in_scenarios(
+    panels: Sequence[Panel], names: Sequence[str] | None, recipe: Recipe, surrogate: str | None
+) -> list[Panel]:
+    """Every panel in every scenario named (by default its own), with the attacker's own model where one is given."""
+    if not names and surrogate is None:
         return list(panels)
-    return [replace(panel, scenario=scenario(name, recipe)) for panel in panels for name in names]
+    theirs = None if surrogate is None else replace(recipe, model=surrogate, start_from=None)
+    return [
+        replace(panel, scenario=scenario(name, recipe, theirs))
+        for panel in panels
+        for name in names or (home_scenario(panel.attack, recipe),)
+    ]
+
+
+def _case(options: CraftOptions) -> FixedCase:
+    if options.target is None or options.intended is None:
+        raise ValueError("--target needs --intended: the class that the target should get")
+    return FixedCase.of(options.target, options.intended, options.true)
 
 
 def _stack(text: str) -> tuple[Defense, ...]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
 
+from mithridate.core.balls import Linf, Patch
 from mithridate.core.data import ImageData
 from mithridate.core.schema import choices, name_of
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.attacks.no_attack import NoAttack
 from mithridate.poisoning.poison import Poison
 from mithridate.poisoning.task import Task
-from tests.poisoning.cases import quick, three_classes
+from mithridate.poisoning.threat import FixedCase, PoisonClass, ThreatModel
+from tests.poisoning.cases import quick, three_classes, two_architectures
 
 ATTACKS = choices(Attack)
 SMALL = {"steps": 2, "restarts": 1, "surrogates": 1}
@@ -144,3 +147,77 @@ def test_its_poison_is_kept_and_read_back(name: str, tmp_path) -> None:
     assert same(Poison.load(tmp_path), poison)
     assert Poison.load(tmp_path).notes == poison.notes
     assert all(isinstance(value, float) for value in poison.notes.values())
+
+
+POISON_CLASSES: tuple[PoisonClass, ...] = ("intended", "target", "third", "any")
+
+
+def threats(attack: Attack) -> list[ThreatModel]:
+    """The attack's own threat model and, where it relabels or not, the other one."""
+    own = dataclasses.replace(attack.threat, budget=max(attack.threat.budget, 0.1))
+    if own.goal.triggered:  # one source class: else there is no third one
+        own = dataclasses.replace(own, goal=dataclasses.replace(own.goal, sources="ant", intended="bee"))
+    return [own, dataclasses.replace(own, relabel=not own.relabel)]
+
+
+def crafted_or_refused(attack: Attack, task: Task) -> tuple[Poison | None, str]:
+    try:
+        return craft(attack, task), ""
+    except (TypeError, ValueError) as error:
+        return None, str(error)
+
+
+@every_attack
+@pytest.mark.parametrize("poison_class", POISON_CLASSES)
+def test_it_serves_every_poison_class_or_says_which_it_needs(name: str, poison_class: PoisonClass) -> None:
+    attack = small(name)
+    train, test = three_classes()
+    for threat in threats(attack):
+        task = dataclasses.replace(threat, poison_class=poison_class).draw(train, test, 0)
+        poison, refusal = crafted_or_refused(attack, task)
+        if poison is None:
+            said = re.findall(r"'(intended|target|third|any)'", refusal)
+            assert said, refusal
+            assert poison_class not in said or f"relabel={not task.relabel}" in refusal
+            continue
+        task.check(poison)
+        changed = poison.apply(train)
+        if not task.relabel:
+            assert torch.equal(changed.labels_of(train.ids), train.labels)
+        assert len(poison) == (0 if isinstance(attack, NoAttack) else task.limit)
+
+
+@every_attack
+@pytest.mark.parametrize("targets", [2, 3])
+def test_it_serves_several_targets_at_once(name: str, targets: int) -> None:
+    attack = small(name)
+    task = task_of(attack, targets=targets)
+    poison = craft(attack, task)
+    task.check(poison)
+    if not task.goal.triggered:
+        outcome = task.outcome(quick(epochs=1).fit([poison.apply(task.train)] * 2, [1, 2]), poison)
+        assert outcome["success"].shape == outcome["margin"].shape == (2, targets)
+
+
+@every_attack
+def test_it_serves_a_case_given_by_hand_with_targets_of_several_classes(name: str) -> None:
+    attack = small(name)
+    case = FixedCase(target_rows=(0, 2, 5), intended="bee")
+    task = task_of(attack, case=case)
+    task.check(craft(attack, task))
+
+
+@every_attack
+def test_it_works_in_a_sum_of_balls(name: str) -> None:
+    attack = small(name)
+    task = task_of(attack, ball=Linf(eps=8 / 255) + Patch(area=0.1))
+    task.check(craft(attack, task))
+
+
+@every_attack
+def test_it_needs_no_recipe_and_takes_surrogates_of_several_architectures(name: str) -> None:
+    attack = small(name)
+    if "surrogates" in {field.name for field in dataclasses.fields(attack)}:
+        attack = dataclasses.replace(attack, surrogates=2)
+    task = task_of(attack)
+    task.check(attack.craft(task, two_architectures(epochs=1), 0))

@@ -3,30 +3,61 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
+from mithridate.core.balls import Linf
 from mithridate.core.data import ImageData
+from mithridate.core.learners import Mixed
 from mithridate.core.schema import choices
 from mithridate.core.seeds import stream
-from mithridate.core.training import Fitted, Learner, Prediction, Recipe
+from mithridate.core.training import Fitted, Learner, Prediction, Recipe, Watch
+from mithridate.experiments.store import Store
+from mithridate.experiments.trial import wrap
 from mithridate.poisoning.attacks.badnets import BadNets
+from mithridate.poisoning.attacks.witches_brew import WitchesBrew
 from mithridate.poisoning.defense import Defense
+from mithridate.poisoning.goals import Misclassify
 from mithridate.poisoning.poison import Poison
 from mithridate.poisoning.task import Task
-from tests.poisoning.cases import equal, flat, quick, three_classes, weights
+from mithridate.poisoning.threat import ThreatModel
+from tests.poisoning.cases import CLASSES, equal, flat, images_of, quick, three_classes, weights
 
 DEFENSES = choices(Defense)
 CHANGES = ("transform", "gradient rule", "sampler", "row rule")
 WRAPS = ("filter", "vote", "purification", "guard")
 TRAIN, TEST = three_classes()
+TRUSTED = ImageData(images_of(torch.arange(24) % 3, 2), torch.arange(24) % 3, CLASSES)
 IMAGES = TEST.floats(TEST.ids)
 every_defense = pytest.mark.parametrize("name", DEFENSES)
 
 
+FEW = {
+    "adversarial-training": {"steps": 2},
+    "fine-tuning": {"epochs": 2},
+    "partition-vote": {"parts": 3},
+    "strip": {"overlays": 5},
+}
+"""Settings that make a defence cheap and leave it what it is."""
+
+
+def made(name: str) -> Defense:
+    return DEFENSES[name](**FEW.get(name, {}))
+
+
+def small(**settings: object) -> Recipe:
+    return quick(**({"model": "convnet:width=4"} | settings))
+
+
 def defended(name: str) -> Learner:
-    return DEFENSES[name]()(quick())
+    return made(name)(small())
+
+
+def fit(learner: Learner, datasets: Sequence[ImageData], seeds: Sequence[int], watch: Watch | None = None) -> Fitted:
+    return learner.fit(datasets, seeds, trusted=TRUSTED, watch=watch)
 
 
 def says(fitted: Fitted) -> Prediction:
@@ -55,7 +86,7 @@ def test_it_is_a_learner_made_from_a_learner(name: str) -> None:
 
 @every_defense
 def test_it_fits_and_predicts_for_every_data_set_and_seed(name: str) -> None:
-    fitted = defended(name).fit([TRAIN, TRAIN.drop([0, 1])], [0, 1])
+    fitted = fit(defended(name), [TRAIN, TRAIN.drop([0, 1])], [0, 1])
     prediction = says(fitted)
     assert prediction.scores.shape == (2, 30, 3)
     assert prediction.abstained.shape == (2, 30)
@@ -72,28 +103,34 @@ def test_it_fits_and_predicts_for_every_data_set_and_seed(name: str) -> None:
 @every_defense
 def test_a_member_does_not_depend_on_those_beside_it(name: str) -> None:
     learner = defended(name)
-    together, alone = says(learner.fit([TRAIN, TRAIN], [4, 9])), says(learner.fit([TRAIN], [9]))
+    together, alone = says(fit(learner, [TRAIN, TRAIN], [4, 9])), says(fit(learner, [TRAIN], [9]))
     assert torch.equal(together.scores[1:], alone.scores)
+    assert torch.equal(together.abstained[1:], alone.abstained)
 
 
 @every_defense
 def test_the_seed_alone_decides(name: str) -> None:
     learner = defended(name)
-    first = weights(learner.fit([TRAIN], [3]))
+    first = fit(learner, [TRAIN], [3])
     torch.manual_seed(77)
-    assert equal(first, weights(learner.fit([TRAIN], [3])))
-    assert not equal(first, weights(learner.fit([TRAIN], [4])))
+    again = fit(learner, [TRAIN], [3])
+    assert equal(weights(first), weights(again))
+    assert torch.equal(says(first).abstained, says(again).abstained)
+    assert not equal(weights(first), weights(fit(learner, [TRAIN], [4])))
 
 
 @every_defense
 def test_it_does_not_touch_its_inputs(name: str) -> None:
     data, _ = poisoned()
     before = data.fingerprint(), data.images.clone(), data.labels.clone()
-    defended(name).fit([data], [0], trusted=TEST.select(torch.arange(6)))
+    trusted = TRUSTED.images.clone(), TRUSTED.labels.clone()
+    fit(defended(name), [data], [0])
     again, _ = poisoned()
     assert again.fingerprint() == before[0] == flat_fingerprint(data)
     assert torch.equal(data.images, before[1])
     assert torch.equal(data.labels, before[2])
+    assert torch.equal(TRUSTED.images, trusted[0])
+    assert torch.equal(TRUSTED.labels, trusted[1])
 
 
 def flat_fingerprint(data: ImageData) -> str:
@@ -106,9 +143,10 @@ def test_it_cannot_tell_a_patch_from_data_that_always_were_so(name: str) -> None
     """The overlay of replaced rows says which rows are poison; a defence that looked at it would fit another model."""
     data, _ = poisoned()
     learner = defended(name)
-    overlay, copy = learner.fit([data], [0]), learner.fit([flat(data)], [0])
+    overlay, copy = fit(learner, [data], [0]), fit(learner, [flat(data)], [0])
     assert equal(weights(overlay), weights(copy))
     assert torch.equal(says(overlay).scores, says(copy).scores)
+    assert torch.equal(says(overlay).abstained, says(copy).abstained)
     for a, b in zip(overlay.kept, copy.kept, strict=True):
         assert (a is None) == (b is None)
         assert a is None or torch.equal(a, b)
@@ -128,7 +166,7 @@ def test_it_never_reads_a_poison_or_a_task(name: str, monkeypatch: pytest.Monkey
         for owner in (poison, task):
             with pytest.raises(AssertionError, match="a defence read"):
                 _ = owner.rows  # the trap works
-        fitted = defended(name).fit([data], [0])
+        fitted = fit(defended(name), [data], [0])
         fitted.predictor(IMAGES)
 
 
@@ -140,28 +178,82 @@ def test_a_watch_sees_every_member_of_the_last_fit(name: str) -> None:
         seen.append((member, epoch))
         assert predictor(IMAGES).scores.shape == (1, 30, 3)
 
-    watched = defended(name).fit([TRAIN, TRAIN], [0, 1], watch=watch)
+    watched = fit(defended(name), [TRAIN, TRAIN], [0, 1], watch)
     assert set(seen) == {(member, epoch) for member in (0, 1) for epoch in (0, 1)}
-    assert equal(weights(watched), weights(defended(name).fit([TRAIN, TRAIN], [0, 1])))
+    assert equal(weights(watched), weights(fit(defended(name), [TRAIN, TRAIN], [0, 1])))
 
 
 @every_defense
 def test_only_a_vote_claims_a_guarantee(name: str) -> None:
-    fitted = defended(name).fit([TRAIN], [0])
+    fitted = fit(defended(name), [TRAIN], [0])
     assert bool(fitted.guarantees) == (DEFENSES[name].kind == "vote")
     assert (says(fitted).radius is not None) == (DEFENSES[name].kind == "vote")
+
+
+@every_defense
+def test_trusted_rows_are_needed_only_where_it_says_so(name: str) -> None:
+    if DEFENSES[name].needs_trusted:
+        with pytest.raises(ValueError, match="set trusted= of the trial"):
+            defended(name).fit([TRAIN], [0])
+    else:
+        assert says(defended(name).fit([TRAIN], [0])).scores.shape == (1, 30, 3)
+
+
+@every_defense
+def test_an_adaptive_attacker_trains_without_trusted_rows(name: str) -> None:
+    seen = made(name).seen_by_attacker(small(epochs=1))
+    assert says(seen.fit([TRAIN], [0])).scores.shape == (1, 30, 3)
+
+
+@every_defense
+def test_it_stacks_on_a_results_folder(name: str, tmp_path: Path) -> None:
+    """Recipe changes go inside the store, wrappers around it; the models are those of the same fit without a store."""
+    defense, folder = made(name), Store(tmp_path)
+    stored = [fit(wrap(small(epochs=1), [defense], folder), [TRAIN], [5]) for _ in range(2)]
+    plain = fit(defense(small(epochs=1)), [TRAIN], [5])
+    for fitted in stored:
+        assert torch.allclose(says(fitted).scores, says(plain).scores, atol=1e-5)
+        assert torch.equal(says(fitted).abstained, says(plain).abstained)
+    assert equal(weights(stored[0]), weights(stored[1]))
+
+
+@every_defense
+def test_a_mixture_of_recipes_is_defended_as_a_recipe_is(name: str) -> None:
+    mixed = made(name)(Mixed((small(epochs=1), small(epochs=1, model="convnet:width=6"))))
+    alone = made(name)(small(epochs=1))
+    both = says(fit(mixed, [TRAIN, TRAIN], [3, 4]))
+    assert both.scores.shape == (2, 30, 3)
+    if DEFENSES[name].kind != "vote":  # there the parts are dealt to the recipes
+        assert torch.equal(both.scores[0], says(fit(alone, [TRAIN], [3])).scores[0])
+
+
+@pytest.mark.parametrize("name", [name for name in DEFENSES if DEFENSES[name].kind in CHANGES])
+def test_gradient_matching_runs_through_what_changes_the_recipe(name: str) -> None:
+    """Crafting differentiates twice through the transforms, the chosen draws and the moved images among them."""
+    task = ThreatModel(budget=0.1, ball=Linf(eps=16 / 255), goal=Misclassify()).draw(TRAIN, TEST, 0)
+    surrogate = made(name).seen_by_attacker(small(epochs=1))
+    poison = WitchesBrew(steps=2, surrogates=1).craft(task, surrogate, seed=0)
+    task.check(poison)
+    assert not torch.equal(poison.images, TRAIN.pixels(poison.rows))
+    assert torch.tensor(poison.notes["matching_loss"]).isfinite()
+
+
+REFUSED = {("vote", "vote"), ("vote", "filter"), ("vote", "purification"), ("guard", "purification")} | {
+    (later, "filter") for later in ("purification", "guard")
+}
+"""Kinds of wrappers of which the second cannot come after the first."""
 
 
 @pytest.mark.parametrize("first", DEFENSES)
 @pytest.mark.parametrize("second", DEFENSES)
 def test_defences_stack_or_say_in_which_order(first: str, second: str) -> None:
-    a, b = DEFENSES[first](), DEFENSES[second]()
+    a, b = made(first), made(second)
     if a.kind == b.kind == "vote":
         with pytest.raises(TypeError, match="use one partition-vote with more parts"):
-            b(a(quick()))
-    elif a.kind in WRAPS and (b.kind in CHANGES or (a.kind, b.kind) == ("vote", "filter")):
+            b(a(small()))
+    elif a.kind in WRAPS and (b.kind in CHANGES or (a.kind, b.kind) in REFUSED):
         with pytest.raises(TypeError, match=r"first|before"):
-            b(a(quick()))
+            b(a(small()))
     else:
-        fitted = b(a(quick(epochs=1))).fit([TRAIN], [0])
+        fitted = fit(b(a(small(epochs=1))), [TRAIN], [0])
         assert says(fitted).scores.shape == (1, 30, 3)

@@ -6,10 +6,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from mithridate.core.balls import L2, AnyImage, Ball, Linf, Patch, to_floats
+from mithridate.core.balls import L2, AnyImage, Ball, Linf, Patch, Sum, to_floats
 from mithridate.core.seeds import stream
 
-BALLS: list[Ball] = [Linf(eps=8 / 255), Linf(eps=0.0213), L2(eps=0.5), L2(eps=12.0), AnyImage(), Patch(area=0.2)]
+SUMS: list[Ball] = [
+    Sum(balls=(Linf(eps=8 / 255),)),
+    Linf(eps=8 / 255) + Patch(area=0.1),
+    Linf(eps=0.0213) + L2(eps=0.5),
+    L2(eps=0.3) + L2(eps=0.4) + Linf(eps=0.01),
+    Linf(eps=0.0213) + Linf(eps=8 / 255),
+    Patch(area=0.1) + AnyImage() + L2(eps=0.5),
+]
+BALLS: list[Ball] = [
+    Linf(eps=8 / 255),
+    Linf(eps=0.0213),
+    L2(eps=0.5),
+    L2(eps=12.0),
+    AnyImage(),
+    Patch(area=0.2),
+    *SUMS,
+]
 ANY_BALL = pytest.mark.parametrize("ball", BALLS, ids=str)
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
+from torch.utils.data import TensorDataset
 
 from mithridate.core.data import ImageData
 
@@ -55,6 +57,15 @@ def write_folder(root: Path, counts: dict[str, int], seed: int = 0, side: int = 
             Image.fromarray(array).save(root / name / f"{k:03}.png")
             written[f"{name}/{k:03}"] = array
     return written
+
+
+def torch_pair() -> tuple[TensorDataset, TensorDataset]:
+    """Training and test set as a user's function would return them."""
+    train, test = (
+        TensorDataset(torch.from_numpy(pixels(count, seed)).permute(0, 3, 1, 2), torch.arange(count) % 3)
+        for count, seed in ((12, 5), (6, 6))
+    )
+    return train, test
 
 
 def images_of(data: ImageData) -> np.ndarray:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from mithridate.core.classifier import mean_and_std
 from mithridate.core.data import ImageData, Patch, check_labels
 
 ROWS, CLASSES = 9, ("cat", "dog", "ship")
@@ -254,9 +256,40 @@ def test_fingerprint_stays_the_same_between_versions() -> None:
     assert ImageData(images, torch.tensor([0, 1]), ("a", "b")).fingerprint() == "b2f330666b21c315"
 
 
+def test_fingerprint_names_the_decoder_and_every_change_keeps_it() -> None:
+    data = dataclasses.replace(make(), decoder="pillow")
+    assert data.fingerprint() != make().fingerprint() != dataclasses.replace(make(), decoder="other").fingerprint()
+    changed = data.replace([1], noise(1, 0)).drop([0]).select([1, 2]).to("cpu")
+    assert changed.decoder == "pillow"
+
+
+@pytest.mark.parametrize("limit", [1, 60, 61, 130, 10**6])
+def test_pieces_hold_every_visible_row_once_and_few_bytes(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make().drop([4]).replace([2], noise(1, 0))
+    expected = data.fingerprint(), mean_and_std(data)
+    again = dataclasses.replace(data)
+    monkeypatch.setattr("mithridate.core.data._PIECE", limit)
+    pieces = list(again.pieces())
+    assert torch.cat(pieces).tolist() == data.ids.tolist()
+    assert all(len(rows) == 1 or len(rows) * 60 <= limit for rows in pieces)
+    assert again.fingerprint() == expected[0]
+    assert all(map(torch.equal, mean_and_std(again), expected[1]))
+
+
+def test_mean_and_deviation_are_those_of_all_pixels() -> None:
+    data = make().drop([4]).replace([2], noise(1, 0))
+    values = data.pixels(data.ids).double().div(255).transpose(0, 1).flatten(1)
+    for found, expected in zip(mean_and_std(data), (values.mean(1), values.std(1, correction=0)), strict=True):
+        torch.testing.assert_close(found, expected.float())
+
+
+def test_an_empty_selection_has_a_fingerprint() -> None:
+    assert make().select([]).fingerprint() != make().fingerprint()
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_reading_does_not_wait_and_gives_the_same() -> None:
-    data = make(channels_last=True).replace([2, 5], noise(2, 0))
+    data = dataclasses.replace(make(channels_last=True), decoder="pillow").replace([2, 5], noise(2, 0))
     moved, rows = data.to("cuda"), torch.tensor([5, 0, 2], device="cuda")
     moved.pixels(rows)  # makes the lookup
     torch.cuda.set_sync_debug_mode("error")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -133,3 +134,8 @@ def test_only_many_images_are_worth_a_bar(count: int, bars: int, monkeypatch: py
     data = encode(Image.new("L", (1, 1)))
     decode_all((("a", data) for _ in range(count)), count)
     assert shown == [("decoding images", count)] * bars
+
+
+def test_the_version_names_both_libraries_that_round() -> None:
+    assert re.fullmatch(r"pillow [\w.]+ \(libjpeg(-turbo)? [\w.]+\)", decoding.decoder_version())
+    assert Image.__version__ in decoding.decoder_version()

@@ -33,18 +33,20 @@ def test_bytes_and_floats_are_inverse_and_rounding_is_to_the_nearest() -> None:
 @ANY_BALL
 def test_projections_lie_in_the_ball_and_stay_where_they_are(ball: Ball) -> None:
     base = pictures(0, 6, side=16)
-    params = ball.project(base, anywhere(base, 1))
-    assert ball.contains(base, ball.images(base, params)).all()
-    assert params.min() >= 0
-    assert params.max() <= 1
+    params = ball.project(base, anywhere(ball.start(base, stream(0)), 1))
+    images = ball.images(base, params)
+    assert images.shape == base.shape
+    assert ball.contains(base, images).all()
+    assert images.min() >= 0
+    assert images.max() <= 1
     torch.testing.assert_close(ball.project(base, params), params, atol=1e-6, rtol=0)
 
 
 @ANY_BALL
 def test_starts_and_samples_lie_in_the_ball(ball: Ball) -> None:
     base = pictures(2, 6)
-    for draw in (ball.start, ball.sample):
-        images = ball.images(base, draw(base, stream(0)))
+    for draw in (lambda *pair: ball.images(base, ball.start(*pair)), ball.sample):
+        images = draw(base, stream(0))
         assert ball.contains(base, images).all()
         assert images.min() >= 0
         assert images.max() <= 1
@@ -58,12 +60,13 @@ def test_the_base_is_in_the_ball_and_does_not_move(ball: Ball) -> None:
     base = pictures(3)
     copy = base.clone()
     assert ball.contains(base, base).all()
-    torch.testing.assert_close(ball.project(base, base), base)
+    still = ball.params_of(base, base)
+    torch.testing.assert_close(ball.images(base, still), base)
+    torch.testing.assert_close(ball.project(base, still), still)
     assert torch.equal(ball.rounded(base, base), to_bytes(base))
-    ball.project(base, anywhere(base, 4))
-    ball.start(base, stream(0))
+    ball.project(base, anywhere(ball.start(base, stream(0)), 4))
     assert torch.equal(base, copy)
-    assert ball.penalty(base).item() == 0
+    assert ball.penalty(base, still).item() == 0
     assert ball.describe()
 
 
@@ -72,7 +75,8 @@ def test_the_base_is_in_the_ball_and_does_not_move(ball: Ball) -> None:
 @given(seed=st.integers(0, 2**32), reach=st.floats(0.001, 2.0))
 def test_rounded_images_lie_in_the_ball_next_to_what_was_found(ball: Ball, seed: int, reach: float) -> None:
     base = pictures(seed, 2, 1, 4)
-    images = ball.project(base, base + reach * (anywhere(base, seed) - base))
+    still = ball.params_of(base, base)
+    images = ball.images(base, ball.project(base, still + reach * (anywhere(still, seed) - still)))
     rounded = ball.rounded(base, images)
     assert rounded.dtype == torch.uint8
     assert ball.contains(base, to_floats(rounded)).all()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mithridate.core import schema
-from mithridate.core.balls import L2, AnyImage, Ball, Linf, Patch
+from mithridate.core.balls import L2, AnyImage, Ball, Linf, Patch, Sum
 from mithridate.core.batch import BatchTransform, RowRule
 from mithridate.core.gradient_rules import Mean
 from mithridate.core.sampling import Shuffled
@@ -61,7 +61,7 @@ def test_members_of_a_folder_are_named_by_their_file() -> None:
 
 
 def test_families_hold_their_concrete_members_by_name() -> None:
-    assert choices(Ball) == {"any-image": AnyImage, "l2": L2, "linf": Linf, "patch": Patch}
+    assert choices(Ball) == {"any-image": AnyImage, "l2": L2, "linf": Linf, "patch": Patch, "sum": Sum}
     assert choices(Schedule) == {"cosine": Cosine, "one-cycle": OneCycle, "step-decay": StepDecay}
     assert choices(Recipe) == {"recipe": Recipe}
     assert "every-other" not in choices(RowRule)  # a test's own class is no part of the package
@@ -120,8 +120,9 @@ def test_json_reads_back_as_an_equal_value(kind: Any, value: Any) -> None:
 
 @pytest.mark.parametrize("family", [Attack, Defense, Ball, Schedule, Update, BatchTransform], ids=lambda f: f.__name__)
 def test_every_default_reads_back(family: type) -> None:
+    needed = {Linf: {"eps": 0.1}, L2: {"eps": 0.1}, Sum: {"balls": (Linf(eps=0.1), Patch())}}
     for name, cls in choices(family).items():
-        value = cls(**{"eps": 0.1} if cls in (Linf, L2) else {})
+        value = cls(**needed.get(cls, {}))
         assert from_json(json.loads(json.dumps(to_json(value))), family) == value
         assert to_json(value)["type"] == name
 
@@ -189,6 +190,7 @@ OTHER = {
     "row_rule": EveryOther(),
     "start_from": Path(__file__),
     "trainable": "head",
+    "fresh_head": True,
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from mithridate.core import schema
-from mithridate.core.balls import L2, AnyImage, Ball, Linf
+from mithridate.core.balls import L2, AnyImage, Ball, Linf, Patch, Sum
 from mithridate.core.batch import RowRule
 from mithridate.core.schedules import OneCycle, Schedule
 from mithridate.core.schema import (
@@ -21,6 +21,7 @@ from mithridate.core.schema import (
     to_json,
 )
 from mithridate.core.training import Learner, Recipe
+from mithridate.core.transforms import Flip, Shift
 from mithridate.core.updates import Adam, SignStep, Update
 from mithridate.poisoning.attack import Attack
 from tests.core.schema_cases import HERE, EveryOther, Paint, paint
@@ -49,6 +50,8 @@ from tests.core.schema_cases import HERE, EveryOther, Paint, paint
         ("size", "4", 4),
         ("pair", ["1/2", 2], (0.5, 2.0)),
         ("several", ["any-image", {"type": "l2", "eps": 1}], (AnyImage(), L2(eps=1.0))),
+        ("several", "any-image+l2(eps=1)", (AnyImage(), L2(eps=1.0))),
+        ("several", "l2:eps=1", (L2(eps=1.0),)),
         ("ball", "linf(eps=8/255)", Linf(eps=8 / 255)),
         ("ball", None, None),
         ("make", "pkg:function", "pkg:function"),
@@ -162,6 +165,10 @@ def test_imports_reach_attributes_of_attributes_and_the_current_folder(
         (Ball, "any-image", AnyImage()),
         (Ball, " linf:eps=8/255 ", Linf(eps=8 / 255)),
         (Ball, "linf(eps=8/255)", Linf(eps=8 / 255)),
+        (Ball, "linf:eps=8/255+patch:area=0.1", Linf(eps=8 / 255) + Patch()),
+        (Ball, "linf(eps=0.1) + l2(eps=1) + l2(eps=2)", Sum(balls=(Linf(eps=0.1), L2(eps=1), L2(eps=2)))),
+        (Ball, "sum:balls=linf(eps=8/255)+patch(area=0.1)", Linf(eps=8 / 255) + Patch()),
+        (Learner, "recipe:transforms=flip+shift(share=0.1)", Recipe(transforms=(Flip(), Shift(share=0.1)))),
         (Schedule, "one-cycle:", OneCycle()),
         (Schedule, "one-cycle()", OneCycle()),
         (Update, "sign-step: low = 1/255 , high=2/255", SignStep(low=1 / 255)),
@@ -198,6 +205,8 @@ def test_parentheses_nest() -> None:
         ("lnif:eps=0.1", "did you mean linf"),
         ("", "no ball is called ''"),
         ("linf(eps=0.1", "no ball is called"),
+        ("linf:eps=0.1+pach", "no ball is called 'pach'; did you mean patch"),
+        ("patch+patch", "the sum of patch and patch cannot be told exactly"),
     ],
 )
 def test_text_that_says_nothing(text: str, message: str) -> None:

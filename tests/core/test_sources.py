@@ -11,8 +11,8 @@ from sklearn.datasets import load_digits
 from mithridate.core.data import ImageData
 from mithridate.core.readers import from_arrays, read_folder, read_parquet
 from mithridate.core.schema import choices, from_json, resumable, to_json
-from mithridate.core.sources import Arrays, DataSource, Digits, Folder, Parquet, source
-from tests.core.image_files import images_of, pixels, png, write_folder, write_parquet
+from mithridate.core.sources import Arrays, DataSource, Digits, Folder, Hub, Parquet, TorchDataset, source
+from tests.core.image_files import images_of, pixels, png, torch_pair, write_folder, write_parquet
 
 # --- digits ----------------------------------------------------------------------------------------------------------
 
@@ -142,7 +142,14 @@ def test_in_memory_data_are_written_as_fingerprints() -> None:
 
 @pytest.mark.parametrize(
     "chosen",
-    [Digits(train=300, seed=2), Parquet("a/b", per_class=5), Parquet("a", test="b", size=8), Folder("a", test="b")],
+    [
+        Digits(train=300, seed=2),
+        Parquet("a/b", per_class=5),
+        Parquet("a", test="b", size=8, cache="c"),
+        Folder("a", test="b"),
+        Hub("owner/name", config="plain", revision="v1", train="train[:10%]", image="photo", label="kind"),
+        TorchDataset(torch_pair, classes=("a", "b", "c"), cache="c"),
+    ],
 )
 def test_sources_are_settings(chosen: DataSource) -> None:
     assert resumable(chosen)
@@ -160,14 +167,38 @@ def test_source_decides(tmp_path: Path) -> None:
     assert Parquet(file) == Parquet(str(file))
 
 
+def test_source_names_the_hub_and_functions(tmp_path: Path) -> None:
+    assert source("hub:owner/name") == source("hub:owner/name@") == Hub("owner/name")
+    assert source("hub:owner/name@a1b2", size=8) == Hub("owner/name", revision="a1b2", size=8)
+    limits = {"per_class": 2, "size": 8, "cache": str(tmp_path)}
+    assert source("tests.core.image_files:torch_pair", **limits) == TorchDataset(torch_pair, **limits)
+    write_folder(tmp_path / "images", {"a": 2, "b": 2})
+    assert source(tmp_path / "images", cache=tmp_path / "c") == Folder(
+        str(tmp_path / "images"), cache=str(tmp_path / "c")
+    )
+
+
+def test_the_hub_needs_a_name() -> None:
+    with pytest.raises(ValueError, match="write hub:owner/name"):
+        source("hub:")
+
+
+@pytest.mark.parametrize(("text", "hint"), [("uoft-cs/cifar10", True), ("../photos", False), ("a/b/c", False)])
+def test_a_missing_path_that_could_be_on_the_hub(text: str, hint: bool) -> None:
+    with pytest.raises(FileNotFoundError, match="no data at") as caught:
+        source(text)
+    assert (f"for the Hugging Face hub write hub:{text}" in str(caught.value)) == hint
+
+
 def test_source_says_what_it_looked_for(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no data at 'digit'; looked for 'digits', a .parquet file, a folder"):
         source("digit")
     (tmp_path / "x.csv").write_text("1,2")
     with pytest.raises(ValueError, match=r"x.csv is a file but no .parquet file"):
         source(tmp_path / "x.csv")
-    with pytest.raises(ValueError, match="neither per_class nor size"):
-        source("digits", size=16)
+    for limit in ({"size": 16}, {"per_class": 2}, {"cache": tmp_path}):
+        with pytest.raises(ValueError, match="neither per_class nor size nor cache"):
+            source("digits", **limit)
     with pytest.raises(FileNotFoundError, match=r"no parquet data at .*nothing; looked for .*train\*.parquet"):
         Parquet(str(tmp_path / "nothing")).load()
     with pytest.raises(FileNotFoundError, match=r"no folder at .*nothing"):
@@ -180,6 +211,8 @@ def test_source_says_what_it_looked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limits", [{"per_class": 0}, {"size": 0}, {"size": -3}])
 def test_limits_are_positive(limits: dict, tmp_path: Path) -> None:
     (name,) = limits
-    for make in (Parquet, Folder, source, read_folder, read_parquet):
+    for make in (Parquet, Folder, Hub, source, read_folder, read_parquet):
         with pytest.raises(ValueError, match=f"{name} is {limits[name]}; it must be at least 1"):
             make(str(tmp_path), **limits)
+    with pytest.raises(ValueError, match=f"{name} is {limits[name]}; it must be at least 1"):
+        TorchDataset(torch_pair, **limits)

@@ -157,8 +157,28 @@ def test_a_plain_state_dict_of_the_network_fits_too(weights: Path, tmp_path: Pat
 def test_a_new_head_may_have_other_classes(weights: Path) -> None:
     module = quick(start_from=weights, trainable="head", **CLOSED).fit([data(classes=5)], [0]).models[0]
     assert last_linear(module).out_features == 5
-    with pytest.raises(ValueError, match=r"network.linear.weight \[5, 16\] \(file: \[3, 16\]\)"):
+    with pytest.raises(ValueError, match=r"weight \[5, 16\] \(file: \[3, 16\]\).*only the last.*set fresh_head=True"):
         quick(start_from=weights).module(data(classes=5), 0)
+
+
+@pytest.mark.parametrize("classes", [3, 5])
+def test_fine_tuning_with_a_fresh_head_begins_with_the_body_alone(weights: Path, classes: int) -> None:
+    recipe = quick(start_from=weights, fresh_head=True)
+    starts = [recipe.module(data(classes=classes), seed) for seed in (0, 0, 1)]
+    bodies, heads = zip(*map(parts, starts), strict=True)
+    assert same(bodies[0], load_file(weights))
+    assert same(bodies[0], bodies[2])
+    assert same(heads[0], heads[1])
+    assert not same(heads[0], heads[2])
+    assert all(parameter.requires_grad for parameter in starts[0].parameters())
+    tuned = recipe.fit([data(classes=classes)], [0]).models[0]
+    assert not same(parts(tuned)[0], bodies[0])
+    assert not same(parts(tuned)[1], heads[0])
+
+
+def test_a_fresh_head_belongs_to_given_weights() -> None:
+    with pytest.raises(ValueError, match="fresh_head replaces the last Linear of given weights, but start_from"):
+        quick(fresh_head=True)
 
 
 def test_weights_that_do_not_fit_are_errors(weights: Path, tmp_path: Path) -> None:
@@ -170,7 +190,7 @@ def test_weights_that_do_not_fit_are_errors(weights: Path, tmp_path: Path) -> No
         quick(start_from=weights, model="resnet18:width=4").fit([data()], [0])
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+    with pytest.raises(ValueError, match=r"cannot be read as safetensors .*save_model"):
         quick(start_from=broken).fit([data()], [0])
 
 

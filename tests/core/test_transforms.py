@@ -1,27 +1,18 @@
-"""Augmentation against whole-pixel loops in numpy, statistics of its draws, and gradients."""
+"""Augmentation against loops over single pixels in numpy, and statistics of its draws."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
 
-from mithridate.core.batch import Batch, BatchTransform
-from mithridate.core.schema import choices
+from mithridate.core.classifier import Classifier
+from mithridate.core.models import Normalize
 from mithridate.core.seeds import stream
-from mithridate.core.transforms import Flip, Mixup, Shift
-
-MODEL = nn.Identity()
-
-
-def batch(count: int = 40, shape: Sequence[int] = (3, 8, 8), *, classes: int | None = None) -> Batch:
-    images = torch.rand(count, *shape, generator=stream(0, "images"))
-    targets = torch.eye(count) if classes is None else torch.eye(classes)[torch.arange(count) % classes]
-    return Batch(images, targets, torch.arange(count) + 100, 0.25)
+from mithridate.core.transforms import Cutmix, Cutout, Flip, Mixup, Noise, Shift
+from tests.core.transform_cases import MODEL, batch
 
 
 def shifted(image: np.ndarray, dy: int, dx: int) -> np.ndarray:
@@ -127,42 +118,151 @@ def test_mixup_settings_that_make_no_mixture(settings: dict, message: str) -> No
         Mixup(**settings)
 
 
-@pytest.mark.parametrize("name", choices(BatchTransform))
-class TestEveryTransform:
-    def test_the_same_generator_replays_the_same_draws(self, name: str) -> None:
-        transform, given = choices(BatchTransform)[name](), batch()
-        first, again = (transform(given, MODEL, stream(6)) for _ in range(2))
-        assert torch.equal(first.images, again.images)
-        assert torch.equal(first.targets, again.targets)
-        assert not torch.equal(first.images, transform(given, MODEL, stream(7)).images)
+# --- cutmix ----------------------------------------------------------------------------------------------------------
 
-    def test_it_changes_neither_its_input_nor_the_global_generators(self, name: str) -> None:
-        given = batch()
-        copies = given.images.clone(), given.targets.clone()
-        states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-        result = choices(BatchTransform)[name]()(given, MODEL, stream(8))
-        assert torch.equal(given.images, copies[0])
-        assert torch.equal(given.targets, copies[1])
-        assert torch.equal(torch.get_rng_state(), states[0])
-        assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
-        assert torch.equal(result.rows, given.rows)
-        assert result.progress == given.progress
 
-    def test_it_is_linear_and_differentiable_in_the_images(self, name: str) -> None:
-        transform, given = choices(BatchTransform)[name](), batch(3, (2, 4, 4))
-        images = given.images.double().requires_grad_()
+def box_of(changed: np.ndarray) -> tuple[slice, slice]:
+    """The smallest rectangle around the marks [H, W]."""
+    rows, columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
-        def run(x: Tensor) -> Tensor:
-            return transform(given._replace(images=x), MODEL, stream(9)).images
 
-        assert torch.autograd.gradcheck(run, (images,))
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 6, 16), (2, 5, 5)])
+def test_cutmix_pastes_one_box_of_a_partner_and_mixes_labels_by_its_area(shape: tuple[int, int, int]) -> None:
+    given, rng = batch(6, shape), stream(11)
+    before, pasted = given.images.numpy(), 0
+    for _ in range(40):
+        result = Cutmix(probability=1.0)(given, MODEL, rng)
+        targets, images = result.targets.numpy(), result.images.numpy()
+        own = targets.diagonal()
+        partners = [int(np.where(np.arange(6) == i, 0, row).argmax()) for i, row in enumerate(targets)]
+        boxes = [box_of((images[i] != before[i]).any(0)) for i in range(6) if 0 < own[i] < 1]
+        assert len({(b[0].start, b[0].stop, b[1].start, b[1].stop) for b in boxes}) <= 1, "one box for the batch"
+        for i, partner in enumerate(partners):
+            expected = before[i].copy()
+            if own[i] < 1:
+                rows, columns = boxes[0] if own[i] > 0 else (slice(None), slice(None))
+                expected[:, rows, columns] = before[partner][:, rows, columns]
+                area = (rows.stop - rows.start) * (columns.stop - columns.start) if own[i] > 0 else shape[1] * shape[2]
+                assert abs(1 - own[i] - area / (shape[1] * shape[2])) < 1e-6
+                assert abs(targets[i, partner] - (1 - own[i])) < 1e-6
+                pasted += 1
+            assert np.array_equal(images[i], expected)
+    assert pasted > 100
 
-    def test_a_row_depends_on_other_rows_only_where_it_says_so(self, name: str) -> None:
-        transform, given = choices(BatchTransform)[name](), batch(16)
-        changed = given.images.clone()
-        changed[0] = 1 - changed[0]
-        first, second = (
-            transform(given._replace(images=images), MODEL, stream(10)).images for images in (given.images, changed)
-        )
-        same = torch.equal(first[1:], second[1:])
-        assert same or transform.mixes_rows
+
+def test_cutmix_boxes_have_the_papers_distribution_of_areas() -> None:
+    """Against a simulation of the published rule: side from Beta, uniform centre, clipped at the border."""
+    given, rng, numbers = batch(8, (1, 16, 16)), stream(12), np.random.default_rng(0)
+
+    def area(alpha: float) -> float:
+        targets = Cutmix(alpha=alpha, probability=1.0)(given, MODEL, rng).targets
+        return float(1 - targets.diagonal().min())  # an image that is its own partner keeps its label
+
+    def simulated(alpha: float) -> float:
+        side = int(16 * np.sqrt(1 - numbers.beta(alpha, alpha)))
+        sides = [np.clip([c - side // 2, c - side // 2 + side], 0, 16) for c in numbers.integers(16, size=2)]
+        return float(np.prod([end - start for start, end in sides]) / 256)
+
+    for alpha in (1.0, 4.0):
+        found = [area(alpha) for _ in range(500)]
+        assert stats.ks_2samp(found, [simulated(alpha) for _ in range(4000)]).pvalue > 0.001
+
+
+@pytest.mark.parametrize(("probability", "least", "most"), [(0.0, 0, 0), (0.5, 160, 240), (1.0, 360, 400)])
+def test_cutmix_changes_a_share_of_the_batches(probability: float, least: int, most: int) -> None:
+    given, rng, mix = batch(5, (1, 8, 8)), stream(13), Cutmix(probability=probability)
+    changed = sum(not torch.equal(mix(given, MODEL, rng).targets, given.targets) for _ in range(400))
+    assert least <= changed <= most
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": 0.0}, "alpha is 0.0; it must be positive"),
+        ({"probability": 1.5}, "probability is 1.5; it is a share"),
+    ],
+)
+def test_cutmix_settings_that_make_no_box(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Cutmix(**settings)
+
+
+# --- cutout ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "side"), [((3, 8, 8), 0.5), ((1, 6, 16), 0.25), ((1, 5, 5), 0.6), ((1, 4, 4), 1.0)])
+def test_cutout_covers_every_pixel_as_often_as_a_uniform_centre_does(shape: tuple[int, int, int], side: float) -> None:
+    given = batch(1500, shape, classes=3)
+    covered = (Cutout(side=side)(given, MODEL, stream(14)).images == 0).all(1).numpy()
+    for number in range(20):
+        box = box_of(covered[number])
+        assert covered[number][box].all(), "one full rectangle per image"
+    assert len({tuple(mask.ravel()) for mask in covered[:50]}) > 3, "images have boxes of their own"
+
+    def share(length: int) -> np.ndarray:
+        reach = round(side * length)
+        starts = [centre - reach // 2 for centre in range(length)]
+        return np.array([np.mean([start <= place < start + reach for start in starts]) for place in range(length)])
+
+    expected = np.outer(share(shape[1]), share(shape[2]))
+    spread = np.sqrt(expected * (1 - expected) / 1500) + 1e-9
+    assert (np.abs(covered.mean(0) - expected) < 4.5 * spread).all()
+
+
+def test_cutout_shows_zeros_to_a_network_that_normalises_and_leaves_labels_alone() -> None:
+    given = batch(10)
+    model = Classifier(torch.nn.Flatten(), Normalize([0.2, 0.5, 0.7], [0.1, 0.2, 0.3]), bf16=False)
+    result = Cutout()(given, model, stream(15))
+    black = Cutout()(given, MODEL, stream(15))
+    box = (black.images == 0).all(1, keepdim=True).expand_as(given.images)
+    assert int(model.normalize(result.images)[box].count_nonzero()) == 0
+    assert torch.equal(result.images[~box], given.images[~box])
+    assert torch.equal(result.targets, given.targets)
+
+
+@pytest.mark.parametrize("side", [0.0, -1.0, 16.0, float("nan")])
+def test_a_cutout_side_is_a_share(side: float) -> None:
+    with pytest.raises(ValueError, match=r"share of the image's side, so use 0\.5"):
+        Cutout(side=side)
+
+
+# --- noise -----------------------------------------------------------------------------------------------------------
+
+DISTRIBUTIONS = {"laplace": stats.laplace, "gaussian": stats.norm}
+
+
+@pytest.mark.parametrize("kind", DISTRIBUTIONS)
+def test_noise_has_its_distribution_whatever_the_pixels_are(kind: str) -> None:
+    given = batch(30)
+    added = Noise(kind=kind, scale=0.25)(given, MODEL, stream(16)).images - given.images
+    assert stats.kstest(added.flatten().numpy() / 0.25, DISTRIBUTIONS[kind].cdf).pvalue > 0.001
+    halves = added.flatten()[::2].numpy(), added.flatten()[1::2].numpy()
+    assert stats.pearsonr(*halves).pvalue > 0.001
+    black = given._replace(images=torch.zeros_like(given.images))
+    again = Noise(kind=kind, scale=0.25)(black, MODEL, stream(16)).images
+    torch.testing.assert_close(again, added, atol=1e-6, rtol=0)
+    assert float(again.min()) < -0.25, "nothing is clipped"
+
+
+def test_bernoulli_noise_is_a_fair_sign_of_fixed_size() -> None:
+    given = batch(30)
+    added = Noise(kind="bernoulli", scale=0.25)(given, MODEL, stream(17)).images - given.images
+    torch.testing.assert_close(added.abs(), torch.full_like(added, 0.25), atol=1e-6, rtol=0)
+    assert stats.binomtest(int((added > 0).sum()), added.numel()).pvalue > 0.001
+
+
+@pytest.mark.parametrize("draw", [0.0, 2**-24, 0.5, 1 - 2**-24])
+def test_no_uniform_draw_makes_laplace_noise_infinite(draw: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = batch(1)
+    monkeypatch.setattr(torch, "rand", lambda shape, generator: torch.full(shape, draw))
+    added = Noise(scale=1.0)(given, MODEL, stream(0)).images - given.images
+    expected = stats.laplace.ppf(np.float64(draw) + 2**-25)
+    assert np.allclose(added.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_noise_settings_that_make_no_noise() -> None:
+    with pytest.raises(ValueError, match="kind is 'uniform'; use one of laplace, gaussian, bernoulli"):
+        Noise(kind="uniform")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="scale is -1"):
+        Noise(scale=-1)

@@ -15,8 +15,10 @@ from mithridate.core.balls import AnyImage, Linf, Patch
 from mithridate.core.sources import Arrays, Digits
 from mithridate.core.training import Recipe
 from mithridate.experiments import study
-from mithridate.experiments.audit import audit, craft, dosed, panels_of, plan_audit, rehearse, run_audit
+from mithridate.experiments.audit import audit, craft, panels_of, run_audit
 from mithridate.experiments.loader import write_loader
+from mithridate.experiments.panels import dosed, plan_audit
+from mithridate.experiments.rehearsal import rehearse
 from mithridate.experiments.study import StudyErrors
 from mithridate.poisoning.attacks.badnets import BadNets
 from mithridate.poisoning.attacks.no_attack import NoAttack

@@ -9,12 +9,11 @@ import pytest
 from mithridate.core.schema import choices
 from mithridate.core.sources import Digits
 from mithridate.core.transforms import Flip, Shift
-from mithridate.experiments import presets
-from mithridate.experiments.audit import plan_audit, rehearse
-from mithridate.experiments.trial import Trial
+from mithridate.experiments import presets, scenarios
+from mithridate.experiments.panels import plan_audit
+from mithridate.experiments.rehearsal import rehearse
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.attacks.badnets import BadNets
-from mithridate.poisoning.attacks.poison_frogs import PoisonFrogs
 
 
 def test_digits_are_not_mirrored() -> None:
@@ -41,30 +40,10 @@ def test_small_source_keeps_500_per_class(shared_cifar) -> None:
     assert data.per_class == 500
 
 
-def test_transfer_solves_its_head_to_convergence() -> None:
-    pretrain, head = presets.transfer(presets.digits_recipe())
-    assert pretrain == presets.digits_recipe()
-    assert head.transforms == ()
-    assert 0 < head.weight_decay < pretrain.weight_decay
-    trial = Trial(
-        data=Digits(), threat=PoisonFrogs.threat, attack=PoisonFrogs(), learner=head, pretrain=pretrain
-    )  # fmt: skip
-    assert trial.scenario == "transfer"
-
-
-@pytest.mark.parametrize("name", presets.SCENARIOS)
-def test_a_scenario_is_the_one_that_a_trial_says_it_is(name: str) -> None:
-    place = presets.scenario(name, presets.digits_recipe())
-    trial = Trial(
-        data=Digits(), threat=PoisonFrogs.threat, attack=PoisonFrogs(), learner=place.learner, pretrain=place.pretrain
-    )
-    assert trial.scenario == name.replace("-", " ")
-
-
-@pytest.mark.parametrize(("find", "word"), [(presets.scenario, "transfr"), (presets.preset, "smal")])
+@pytest.mark.parametrize(("find", "word"), [(scenarios.scenario, "transfr"), (presets.preset, "smal")])
 def test_an_unknown_name_is_answered_with_the_nearest(find, word: str) -> None:
     with pytest.raises(ValueError, match=f"'{word}'; did you mean (transfer|small)"):
-        find(*([word, presets.digits_recipe()] if find is presets.scenario else [word]))
+        find(*([word, presets.digits_recipe()] if find is scenarios.scenario else [word]))
 
 
 @pytest.mark.parametrize("name", ["trials", "victims", "clean_victims"])
@@ -74,8 +53,8 @@ def test_a_panel_needs_at_least_one_of_each(name: str) -> None:
 
 
 def test_the_usual_threat_fits_the_form_of_the_attack() -> None:
-    assert presets.usual_threat(BadNets()) == BadNets.threat
-    clean = presets.usual_threat(BadNets(clean_label=True))
+    assert scenarios.usual_threat(BadNets()) == BadNets.threat
+    clean = scenarios.usual_threat(BadNets(clean_label=True))
     assert (clean.relabel, clean.poison_class, clean.goal) == (False, "intended", BadNets.threat.goal)
 
 

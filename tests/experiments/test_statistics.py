@@ -9,87 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mithridate.experiments import power, statistics as s
-
-
-def test_effective_n_is_the_number_of_targets_where_victims_never_disagree():
-    assert s.effective_n([[1] * 8, [0] * 8, [1] * 8]) == 3
-    assert s.effective_n([[1] * 8] * 5) == 5  # all targets agree: 0 / 0 in the estimator
-    assert s.effective_n([[0], [1], [1], [0]]) == 4
-    assert s.effective_n([[0, 1, 1, 1]]) == 1  # one target says nothing about others
-    assert s.effective_n([]) == 0 == s.effective_n([[], []])
-
-
-def test_effective_n_is_all_outcomes_where_victims_disagree_as_much_as_targets():
-    assert s.effective_n([[0, 1], [0, 1], [1, 0], [0, 1]]) == 8
-
-
-def test_intraclass_correlation_equals_the_analysis_of_variance_table():
-    y = [[1, 1, 0], [0, 0, 0], [1, 1, 1], [0, 1, 0]]
-    table = stats.f_oneway(*y)
-    # F = MSB / MSW, so rho = (F - 1) / (F + V - 1)
-    assert s.intraclass_correlation(y) == pytest.approx((table.statistic - 1) / (table.statistic + 2))
-    rho = s.intraclass_correlation(y)
-    assert s.effective_n(y) == pytest.approx(12 / (1 + 2 * rho))
-
-
-def test_intraclass_correlation_with_unequal_victims_equals_the_textbook_sum():
-    y = [[1, 1, 0, 1], [0, 0], [1], [0, 1, 0]]
-    flat = [v for g in y for v in g]
-    n, k, grand = len(flat), len(y), np.mean(flat)
-    between = sum(len(g) * (np.mean(g) - grand) ** 2 for g in y) / (k - 1)
-    within = sum((v - np.mean(g)) ** 2 for g in y for v in g) / (n - k)
-    n0 = (n - sum(len(g) ** 2 for g in y) / n) / (k - 1)
-    rho = (between - within) / (between + (n0 - 1) * within)
-    assert s.intraclass_correlation(y) == pytest.approx(max(0, rho))
-    assert k <= s.effective_n(y) <= n
-
-
-def test_intraclass_correlation_recovers_the_truth_of_a_simulation():
-    rng = np.random.default_rng(0)
-    truth, share = 0.4, 0.3
-    scale = (1 - truth) / truth  # beta-binomial with this correlation
-    chances = rng.beta(share * scale, (1 - share) * scale, 4000)
-    outcomes = (rng.random((4000, 6)) < chances[:, None]).astype(int)
-    assert s.intraclass_correlation(outcomes.tolist()) == pytest.approx(truth, abs=0.03)
-
-
-@pytest.mark.parametrize(("k", "n"), [(0, 5), (3, 20), (20, 20), (3, 1000), (7, 13)])
-def test_wilson_equals_scipy(k, n):
-    expected = stats.binomtest(k, n).proportion_ci(method="wilson")
-    assert s.wilson(k / n, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    single = s.rate([[int(i < k)] for i in range(n)])
-    assert (single.low, single.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    assert (single.successes, single.n, single.n_eff) == (k, n, n)
-
-
-def test_rate_of_nothing_is_the_whole_range():
-    empty = s.rate([])
-    assert (empty.low, empty.high, empty.n) == (0, 1, 0)
-    assert math.isnan(empty.share)
-    assert str(empty) == "no outcomes"
-
-
-def test_rate_of_repeated_victims_is_wider_than_if_they_were_independent():
-    outcomes = [[1] * 8] * 3 + [[0] * 8] * 7
-    repeated, naive = s.rate(outcomes), s.wilson(0.3, 80)
-    assert repeated.n_eff == 10
-    assert repeated.low < naive[0]
-    assert repeated.high > naive[1]
-
-
-@pytest.mark.parametrize(("targets", "victims", "rho"), [(5, 8, 0.3), (10, 8, 0.8), (20, 2, 0.3), (20, 8, 0.0)])
-def test_interval_covers_the_true_rate(targets, victims, rho):
-    rng = np.random.default_rng(targets + victims)
-    share, runs, hits = 0.3, 600, 0
-    for _ in range(runs):
-        chances = np.full(targets, share)
-        if rho:
-            scale = (1 - rho) / rho
-            chances = rng.beta(share * scale, (1 - share) * scale, targets)
-        found = s.rate((rng.random((targets, victims)) < chances[:, None]).astype(int).tolist())
-        hits += found.low <= share <= found.high
-    assert hits / runs > 0.93 - 2 * math.sqrt(0.93 * 0.07 / runs)
+from mithridate.experiments import statistics as s
 
 
 def test_percent_never_rounds_to_a_claim():
@@ -261,42 +181,52 @@ def test_cluster_bootstrap_is_near_the_t_interval_of_cluster_means_and_repeats()
     assert s.cluster_bootstrap(values, clusters) == found
 
 
-# --- power -----------------------------------------------------------------------------------------------------------
+# --- many comparisons ------------------------------------------------------------------------------------------------
 
 
-def _slow_power(n: int, p1: float, p0: float) -> float:
-    win, loss = p1 * (1 - p0), p0 * (1 - p1)
-    tie, total = 1 - win - loss, 0.0
-    for wins in range(n + 1):
-        for losses in range(n + 1 - wins):
-            if wins + losses and _mcnemar(wins, losses) <= 0.025:
-                ways = math.factorial(n) / math.factorial(wins) / math.factorial(losses)
-                ways /= math.factorial(n - wins - losses)
-                total += ways * win**wins * loss**losses * tie ** (n - wins - losses)
-    return total
+def _naive_holm(p_values):
+    """Holm as he states it: step down through the ordered tests at each level and see which are rejected."""
+
+    def rejected(level: float) -> set[int]:
+        left, found = set(range(len(p_values))), set()
+        while left:
+            smallest = min(left, key=lambda i: p_values[i])
+            if p_values[smallest] > level / len(left):
+                break
+            found.add(smallest)
+            left.remove(smallest)
+        return found
+
+    levels = sorted({min(1.0, p * m) for p in p_values for m in range(1, len(p_values) + 1)})
+    return [next((level for level in levels if i in rejected(level * (1 + 1e-12))), 1.0) for i in range(len(p_values))]
 
 
-@pytest.mark.parametrize(
-    ("n", "p1", "p0"), [(20, 0.3, 0.0), (20, 0.5, 0.1), (8, 0.9, 0.2), (5, 1.0, 0.0), (6, 1.0, 0.0)]
-)
-def test_power_equals_the_sum_over_all_outcomes(n, p1, p0):
-    assert power.power_of_paired(n, p1, p0) == pytest.approx(_slow_power(n, p1, p0), abs=1e-12)
+@pytest.mark.parametrize("seed", range(6))
+def test_holm_equals_stepping_down_at_every_level(seed):
+    rng = np.random.default_rng(seed)
+    p_values = (rng.random(rng.integers(1, 9)) ** 4).round(2).clip(0.001).tolist()  # rounded: some are equal
+    assert s.holm(p_values) == pytest.approx(_naive_holm(p_values))
 
 
-def test_power_of_no_success_at_all_is_zero():
-    assert power.power_of_paired(20, 0.0, 0.0) == 0
+def test_holm_by_hand():
+    assert s.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert s.holm([0.02]) == [0.02]
+    assert s.holm([]) == []
+    assert s.holm([1.0, 0.9, 0.9]) == [1.0, 1.0, 1.0]
 
 
-def test_detectable_is_the_first_rate_with_enough_power():
-    least = power.detectable(20)
-    assert least is not None
-    assert power.power_of_paired(20, least) >= 0.8 > power.power_of_paired(20, least - 0.01)
-    assert power.detectable(5) is None
-    assert power.detectable(6, p0=1.0) is None
+def test_holm_leaves_out_what_was_no_test():
+    found = s.holm([0.01, None, math.nan, 0.02])
+    assert (found[0], found[3]) == (0.02, 0.02)
+    assert math.isnan(found[1])
+    assert math.isnan(found[2])
 
 
-def test_what_n_shows_is_plain():
-    assert "can show nothing" in power.what_n_shows(5)
-    assert power.what_n_shows(1).startswith("1 paired target can")
-    assert "37 % or more" in power.what_n_shows(20)
-    assert "show no success rate" in power.what_n_shows(6, p0=0.5)
+def test_holm_makes_at_most_so_many_false_claims():
+    """Twelve comparisons of nothing, by exact tests of 20 pairs: one or more are shown in 2.5 % of studies at most."""
+    rng = np.random.default_rng(3)
+    wins = rng.binomial(20, 0.5, (3000, 12))
+    p = stats.binom.sf(wins - 1, 20, 0.5)
+    wrong = sum(min(s.holm(row)) <= s.LEVEL for row in p.tolist())
+    assert wrong / 3000 <= s.LEVEL + 2 * math.sqrt(s.LEVEL * (1 - s.LEVEL) / 3000)
+    assert sum(row.min() <= s.LEVEL for row in p) / 3000 > 0.1  # what reading single p-values would do

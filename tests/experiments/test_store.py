@@ -213,7 +213,7 @@ def test_workers_share_out_fits_and_wait_for_those_that_others_make(tmp_path: Pa
     """While another holds the first fit, the second is made; then the first is waited for, and not trained twice."""
     train, store, found = digits(), Store(tmp_path), []
     learner = Stored(recipe(), store)
-    ids = [fit.id for fit in learner._fits(recipe(), [train, train], [0, 1])]
+    ids = [fit.id for fit in learner._fits([recipe()] * 2, [train, train], [0, 1])]
     elsewhere = Store(tmp_path / "elsewhere")
     Stored(recipe(), elsewhere).fit([train], [0])
     with locked(tmp_path / "fits" / f"{ids[0]}.lock", wait=True):

@@ -52,6 +52,42 @@ def equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+class OwnCode(Learner):
+    """A learner with code of its own, so without a recipe: what some recipes train, in turn, member by member."""
+
+    def __init__(self, *recipes: Recipe) -> None:
+        self.recipes = recipes
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """None: nothing is known of how it trains."""
+        return None
+
+    def fit(
+        self,
+        datasets: Sequence[ImageData],
+        seeds: Sequence[int],
+        *,
+        trusted: ImageData | None = None,
+        watch: Watch | None = None,
+    ) -> Fitted:
+        """Trains member i with recipe i, and so on in turn."""
+        inner = [self.recipes[i % len(self.recipes)] for i in range(len(seeds))]
+        models = [r.fit([d], [s]).models[0] for r, d, s in zip(inner, datasets, seeds, strict=True)]
+        ensemble = Ensemble(models)
+        return Fitted(ensemble, predictor_of(ensemble), {}, [None] * len(models))
+
+
+def small_net(classes: int) -> nn.Module:
+    """A network for 3 x 8 x 8 images with 5 features."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), nn.Linear(5, classes))
+
+
+def two_architectures(**settings: object) -> OwnCode:
+    """Members of 5 features and of 64 or so in turn, from code of its own."""
+    return OwnCode(quick(model=small_net, **settings), quick(model="convnet:width=8", **settings))
+
+
 def scripted(
     answer: Callable[[Tensor], Tensor],
     abstained: Callable[[Tensor], Tensor] | None = None,

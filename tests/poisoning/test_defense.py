@@ -1,57 +1,45 @@
-"""The two wrapping learners, on learners whose answers are known."""
+"""The wrapping learners (filter, purification, guard), on learners whose answers are known."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mithridate.core.data import ImageData
-from mithridate.core.guarantees import Guarantee
-from mithridate.core.sampling import Shuffled
-from mithridate.core.training import Fitted, Learner, Recipe, Watch
-from mithridate.poisoning.defense import Filtered, changed
+from mithridate.core.learners import Mixed, learner
+from mithridate.core.training import Fitted, Prediction, Predictor, Recipe
+from mithridate.core.transforms import Cutout
+from mithridate.poisoning.defense import Filtered, Guarded, Purified, augmented, changed
 from mithridate.poisoning.defenses.mixup import Mixup
 from mithridate.poisoning.defenses.partition_vote import PartitionVote
 from mithridate.poisoning.defenses.spectral_signatures import SpectralSignatures
 from mithridate.poisoning.voting import Voting
-from tests.poisoning.cases import NearestMean, equal, quick, three_classes, weights
+from tests.poisoning.cases import NearestMean, equal, quick, scripted, three_classes, weights
+from tests.poisoning.spy import Spy
 
 TRAIN, TEST = three_classes()
 
 
+def put_in(model: nn.Module, recipe: Recipe | None, data: ImageData, trusted: ImageData | None, seed: int) -> nn.Module:
+    """A purification that overwrites the last bias with what it was given."""
+    with torch.no_grad():
+        head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+        head.bias[0], head.bias[1] = len(data), float(seed % 1000)
+    return model
+
+
+def dark(predictor: Predictor, clean: ImageData, seed: int):
+    """A guard that rejects what is darker than the darkest clean image."""
+    least = clean.floats(clean.ids).mean((1, 2, 3)).min()
+    return lambda images: (images.mean((1, 2, 3)) < least).expand(predictor(images).abstained.shape)
+
+
 def every_fourth(features: Tensor, labels: Tensor) -> Tensor:
     return torch.arange(len(labels)) % 4 == 0
-
-
-@dataclass(frozen=True)
-class Spy(Learner):
-    """A recipe that writes down what it was asked, claims a guarantee, and drops its first row from `kept`."""
-
-    inner: Recipe
-    asked: list
-    keeps: bool = False
-
-    @property
-    def recipe(self) -> Recipe | None:
-        return self.inner
-
-    def fit(
-        self,
-        datasets: Sequence[ImageData],
-        seeds: Sequence[int],
-        *,
-        trusted: ImageData | None = None,
-        watch: Watch | None = None,
-    ) -> Fitted:
-        self.asked.append(([data.ids.tolist() for data in datasets], list(seeds), trusted, watch))
-        fitted = self.inner.fit(datasets, seeds, watch=watch)
-        kept = [data.ids[1:] for data in datasets] if self.keeps else fitted.kept
-        return fitted._replace(guarantees=(Guarantee(kind="dp", statement="private"),), kept=kept)
 
 
 # --- recipe changes --------------------------------------------------------------------------------------------------
@@ -63,7 +51,19 @@ def test_a_recipe_change_returns_the_same_recipe_with_other_settings() -> None:
     assert recipe.epochs == 2
 
 
-@pytest.mark.parametrize("wrapper", [PartitionVote(parts=3), SpectralSignatures()])
+def test_a_mixture_of_recipes_is_changed_in_each_of_them() -> None:
+    mixed = Mixed((quick(), quick(epochs=3)))
+    assert changed(mixed, Mixup(), batch_size=7) == Mixed((quick(batch_size=7), quick(epochs=3, batch_size=7)))
+    both = augmented(mixed, Mixup(), Cutout())
+    assert isinstance(both, Mixed)
+    assert all(recipe.transforms == (*quick().transforms, Cutout()) for recipe in both.recipes)
+    assert augmented(quick(), Mixup(), Cutout()) == both.recipes[0]
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [PartitionVote(parts=3), SpectralSignatures(), lambda recipe: Purified(recipe, put_in), lambda r: Guarded(r, dark)],
+)
 def test_a_recipe_change_after_a_wrapper_names_the_right_order(wrapper) -> None:
     with pytest.raises(TypeError, match=r"mixup changes the training recipe, so it comes before .*put mixup first"):
         Mixup()(wrapper(quick()))
@@ -132,37 +132,156 @@ def test_a_filter_cannot_come_after_a_vote() -> None:
     PartitionVote()(SpectralSignatures()(quick()))
 
 
-# --- votes -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("wrapper", [lambda inner: Purified(inner, put_in), lambda inner: Guarded(inner, dark)])
+def test_a_filter_comes_before_what_works_on_final_models(wrapper) -> None:
+    with pytest.raises(TypeError, match=r"put the filter before the (purification|guard)"):
+        Filtered(wrapper(quick()), every_fourth)
+    wrapper(Filtered(quick(), every_fourth))
 
 
-def test_a_vote_hands_on_what_it_is_given() -> None:
-    asked: list = []
-    watched: list = []
+# --- purifications ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Notes:
+    """A purification that writes down what it was given and hands the model back."""
+
+    seen: list
+
+    def __call__(
+        self, model: nn.Module, recipe: Recipe | None, data: ImageData, trusted: ImageData | None, seed: int
+    ) -> nn.Module:
+        self.seen.append((model, recipe, data.ids.tolist(), trusted, seed))
+        return model.train()
+
+
+def test_a_purification_gets_a_copy_the_recipe_the_rows_used_trusted_rows_and_a_seed() -> None:
+    asked, watched, notes = [], [], Notes([])
     trusted = TRAIN.select(torch.arange(3))
-    fitted = Voting(Spy(quick(), asked, keeps=True), 4).fit(
-        [TRAIN, TRAIN], [5, 6], trusted=trusted, watch=lambda member, epoch, predictor: watched.append((member, epoch))
+    data = TRAIN.drop(torch.arange(3))
+    fitted = Purified(Spy(quick(), asked, keeps=True), notes).fit(
+        [data, data], [5, 6], trusted=trusted, watch=lambda member, epoch, predictor: watched.append((member, epoch))
     )
+    plain = quick().fit([data, data], [5, 6])
     assert len(asked) == 1
     assert asked[0][2] is trusted
-    assert len(set(asked[0][1])) == 8, "every part of every member has a seed of its own"
-    assert sorted(watched) == sorted([(0, 0), (0, 1), (1, 0), (1, 1)] * 4)
-    assert len(fitted.models) == 8
-    assert [guarantee.kind for guarantee in fitted.guarantees] == ["partition-vote"]
-    for member, kept in enumerate(fitted.kept):
-        used = [rows[1:] for rows in asked[0][0][4 * member : 4 * member + 4]]
-        assert kept is not None
-        assert kept.tolist() == sorted(itertools.chain.from_iterable(used))
+    assert sorted(watched) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [call[1] for call in notes.seen] == [quick(), quick()]
+    assert [call[2] for call in notes.seen] == [list(range(4, 60))] * 2, "the rows that the fit kept"
+    assert all(call[3] is trusted for call in notes.seen)
+    assert notes.seen[0][4] != notes.seen[1][4]
+    assert fitted.history == plain.history
+    assert [kept.tolist() for kept in fitted.kept if kept is not None] == [list(range(4, 60))] * 2
+    assert fitted.guarantees == ()
+    assert equal(weights(fitted), weights(plain))
+    assert not any(model.training for model in fitted.models)
 
 
-def test_the_history_of_a_vote_is_the_mean_over_its_parts() -> None:
-    fitted = Voting(NearestMean(), 3).fit([TRAIN], [0])
-    assert fitted.history == {"loss": [[20.0, 1.0]]}
-    assert fitted.kept == [None]
+def test_a_purified_predictor_speaks_for_the_changed_weights_and_the_fit_keeps_its_own() -> None:
+    kept: list[Fitted] = []
+
+    class Keeping(Spy):
+        def fit(self, datasets, seeds, *, trusted=None, watch=None) -> Fitted:
+            kept.append(super().fit(datasets, seeds, trusted=trusted, watch=watch))
+            return kept[0]
+
+    images = TEST.floats(TEST.ids)
+    fitted = Purified(Keeping(quick(), []), put_in).fit([TRAIN], [1])
+    plain = quick().fit([TRAIN], [1])
+    assert equal(weights(kept[0]), weights(plain)), "a stored model must not change"
+    bias = [m for m in plain.models[0].modules() if isinstance(m, nn.Linear)][-1].bias
+    moved = fitted.predictor(images).scores - plain.predictor(images).scores
+    torch.testing.assert_close(moved[0, :, 0], (60 - bias[0].detach()).expand(30), atol=1e-4, rtol=0)
 
 
-def test_shuffled_sampling_reads_rows_by_place_and_not_by_number() -> None:
-    """A certificate would be void if a part's training depended on row ids, which an inserted row shifts."""
-    place = [
-        list(Shuffled()(ids, 4, torch.Generator().manual_seed(1))) for ids in (torch.arange(9), torch.arange(9) + 5)
-    ]
-    assert all(torch.equal(a + 5, b) for a, b in zip(*place, strict=True))
+def test_a_purification_that_needs_trusted_rows_says_so_before_any_training() -> None:
+    asked: list = []
+    with pytest.raises(ValueError, match=r"clean rows, but none are held out for it; set trusted= of the trial"):
+        Purified(Spy(quick(), asked), put_in, needs_trusted=True).fit([TRAIN], [0])
+    assert asked == []
+    Purified(Spy(quick(), asked), put_in, needs_trusted=True).fit([TRAIN], [0], trusted=TRAIN)
+
+
+def test_a_purification_comes_before_a_vote_and_before_a_guard() -> None:
+    with pytest.raises(TypeError, match="put the purification before partition-vote"):
+        Purified(Voting(quick(), 3), put_in)
+    with pytest.raises(TypeError, match="put the purification before the guard"):
+        Purified(Guarded(quick(), dark), put_in)
+    Voting(Purified(quick(), put_in), 3)
+    Guarded(Purified(quick(), put_in), dark)
+
+
+def test_code_of_the_users_own_is_purified_without_a_recipe() -> None:
+    notes = Notes([])
+
+    def train(dataset, seed: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+
+    Purified(learner(train), notes).fit([TRAIN], [0])
+    assert notes.seen[0][1] is None
+
+
+# --- guards ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_guard_refuses_what_it_rejects_and_leaves_the_answers_alone() -> None:
+    images = TEST.floats(TEST.ids)
+    images = torch.cat([images, images * 0.1])
+    fitted, plain = (learner.fit([TRAIN, TRAIN], [5, 6]) for learner in (Guarded(quick(), dark), quick()))
+    answer = fitted.predictor(images)
+    least = TRAIN.floats(TRAIN.ids).mean((1, 2, 3)).min()
+    assert torch.equal(answer.scores, plain.predictor(images).scores)
+    assert torch.equal(answer.abstained, (images.mean((1, 2, 3)) < least).expand(2, 60))
+    assert bool(answer.abstained[:, 30:].all())
+    assert answer.radius is None
+    assert fitted.guarantees == ()
+    assert fitted.history == plain.history
+    assert equal(weights(fitted), weights(plain))
+
+
+def test_a_guard_is_calibrated_for_each_member_on_trusted_rows_or_on_the_rows_it_used() -> None:
+    seen: list = []
+
+    def guard(predictor: Predictor, clean: ImageData, seed: int):
+        seen.append((len(predictor(TEST.floats(TEST.ids)).scores), clean.ids.tolist(), seed))
+        return lambda images: torch.zeros(1, len(images), dtype=torch.bool)
+
+    trusted, asked = TRAIN.select(torch.arange(3)), []
+    watched: list = []
+    fitted = Guarded(Spy(quick(), asked, keeps=True), guard).fit(
+        [TRAIN, TRAIN], [5, 6], watch=lambda member, epoch, predictor: watched.append((member, epoch))
+    )
+    assert [call[:2] for call in seen] == [(1, list(range(1, 60)))] * 2
+    assert seen[0][2] != seen[1][2]
+    assert watched == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [call[1] for call in asked] == [[5], [6]]
+    assert [kept.tolist() for kept in fitted.kept if kept is not None] == [list(range(1, 60))] * 2
+    Guarded(Spy(quick(), asked), guard).fit([TRAIN], [5], trusted=trusted)
+    assert seen[2] == (1, [0, 1, 2], seen[0][2])
+    assert asked[-1][2] is trusted
+
+
+def test_what_abstained_before_a_guard_still_does() -> None:
+    class Shy(Spy):
+        def fit(self, datasets: Sequence[ImageData], seeds: Sequence[int], *, trusted=None, watch=None) -> Fitted:
+            inner = scripted(
+                lambda images: torch.zeros(1, len(images), 3), lambda images: images.mean((2, 3)).T[:1] > 0.9
+            )
+            return inner._replace(kept=[None])
+
+    images = TEST.floats(TEST.ids)
+    images[0], images[1], images[2] = 0.0, 1.0, 0.8
+    answer = Guarded(Shy(quick(), []), dark).fit([TRAIN], [0]).predictor(images)
+    assert isinstance(answer, Prediction)
+    assert answer.abstained[0, :3].tolist() == [True, True, False]
+
+
+def test_a_guarded_vote_gives_no_certificate() -> None:
+    fitted = Guarded(Voting(NearestMean(), 3), dark).fit([TRAIN], [0])
+    images = TEST.floats(TEST.ids)
+    assert fitted.guarantees == ()
+    assert fitted.predictor(images).radius is None
+    assert torch.equal(
+        fitted.predictor(images).scores, Voting(NearestMean(), 3).fit([TRAIN], [0]).predictor(images).scores
+    )
+    assert len(fitted.models) == 3

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mithridate.core.schema import Choice
+from mithridate.core.schema import Choice, name_of
 
 _EDGE = 1e-6  # slack of a comparison between floats that came from 8-bit pixels
 
@@ -40,7 +43,9 @@ def to_floats(images: Tensor) -> Tensor:
 class Ball(Choice, ABC):
     """The set of images allowed around each base image. Images are [P, C, H, W] floats in [0, 1].
 
-    The search moves *parameters*; for the balls here they are the pixels themselves.
+    The search moves *parameters* [P, ...] of the shape that ``start`` returns. They are the pixels themselves, unless a
+    ball has ``images``, ``params_of`` and ``rounded`` of its own. Balls can be added: ``Linf(eps=8 / 255) + Patch()``
+    allows one change from each.
     """
 
     @abstractmethod
@@ -63,28 +68,37 @@ class Ball(Choice, ABC):
     def describe(self) -> str:
         """Says in words what may change."""
 
+    def __add__(self, other: Ball) -> Sum:
+        return Sum(balls=(self, other)) if isinstance(other, Ball) else NotImplemented
+
     def images(self, base: Tensor, params: Tensor) -> Tensor:
         """Returns the images of the parameters, differentiably."""
         return params
 
-    def penalty(self, params: Tensor) -> Tensor:
+    def params_of(self, base: Tensor, images: Tensor) -> Tensor:
+        """Returns parameters in the ball whose images come near the given ones: where a search may begin."""
+        return self.project(base, images)
+
+    def penalty(self, base: Tensor, params: Tensor) -> Tensor:
         """Returns what the ball itself adds to the objective, []."""
         return params.new_zeros(())
+
+    def within(self, base: Tensor, images: Tensor, slack: float) -> Tensor:
+        """Tells for each image [P] whether some image of the ball is at most `slack` away from it in every pixel.
+
+        As it stands, for balls that hold with an image all that lie between it and the base, pixel by pixel.
+        """
+        near = (images - base).clamp(-slack - _EDGE, slack + _EDGE)
+        return self.contains(base, images - near)
 
     def rounded(self, base: Tensor, images: Tensor) -> Tensor:
         """Returns uint8 images inside the ball, for images inside it and a base that is 8-bit.
 
         The nearest pixels; those that overstep are truncated towards the base, all of the image where need be.
         """
-        nearest = to_bytes(images)
-        steps = ((images - base).clamp(-1, 1) * 255).trunc()
-        towards = ((base * 255).round() + steps).clamp(0, 255).to(torch.uint8)
-        outside = (self.project(base, to_floats(nearest)) - to_floats(nearest)).abs() > _EDGE
-        closer = torch.where(outside, towards, nearest)
-        for better in (closer, nearest):
-            fits = self.contains(base, to_floats(better))[:, None, None, None]
-            towards = torch.where(fits, better, towards)
-        return towards
+        nearest = to_floats(to_bytes(images))
+        outside = (self.project(base, nearest) - nearest).abs() > _EDGE
+        return _rounded_inwards(self, base, images, outside)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +249,143 @@ class Patch(Ball):
 
     def describe(self) -> str:
         return f"one rectangle of at most {self.area * 100:.3g} % of each image changes freely"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sum(Ball):
+    """One change from each of several balls: the changes are added and the image is clipped to [0, 1].
+
+    Only sums that can be judged exactly: of one kind (linf + linf, l2 + l2), of linf with one other ball, or with
+    any-image. A search moves the parameters of all balls at once, flattened side by side: [P, D1 + D2 + ...].
+
+    Raises:
+        ValueError: no ball, or a sum that cannot be judged.
+
+    >>> print((Linf(eps=8 / 255) + Patch(area=0.1)).describe())
+    every pixel value moves by at most 8/255 (Linf), and added to that one rectangle of at most 10 % of each image
+    changes freely
+    """
+
+    balls: tuple[Ball, ...]
+    """The balls whose changes are added; a sum among them counts as its parts. As text: linf(eps=1/255)+patch."""
+
+    def __post_init__(self) -> None:
+        parts = tuple(part for ball in self.balls for part in (ball.balls if isinstance(ball, Sum) else (ball,)))
+        if not parts:
+            raise ValueError("a sum of no balls allows nothing; add at least one")
+        object.__setattr__(self, "balls", parts)
+        self._as_one_and_slack()
+
+    def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        return _side_by_side([ball.start(base, rng) for ball in self.balls])
+
+    def project(self, base: Tensor, params: Tensor) -> Tensor:
+        return _side_by_side([ball.project(base, part) for ball, part in self._parts(base, params)])
+
+    def images(self, base: Tensor, params: Tensor) -> Tensor:
+        return _Clipped.apply(_added(base, [ball.images(base, part) for ball, part in self._parts(base, params)]))
+
+    def params_of(self, base: Tensor, images: Tensor) -> Tensor:
+        found = []
+        for ball in self.balls:  # the first takes what it can, the next what is left
+            found.append(ball.params_of(base, images))
+            images = images - (ball.images(base, found[-1]) - base)
+        return _side_by_side(found)
+
+    def penalty(self, base: Tensor, params: Tensor) -> Tensor:
+        return torch.stack([ball.penalty(base, part) for ball, part in self._parts(base, params)]).sum()
+
+    def sample(self, base: Tensor, rng: torch.Generator) -> Tensor:
+        return _added(base, [ball.sample(base, rng) for ball in self.balls]).clamp(0, 1)
+
+    def contains(self, base: Tensor, images: Tensor) -> Tensor:
+        one, slack = self._as_one_and_slack()
+        return one.within(base, images, slack) if slack else one.contains(base, images)
+
+    def rounded(self, base: Tensor, images: Tensor) -> Tensor:
+        if len(self.balls) == 1:
+            return self.balls[0].rounded(base, images)
+        _, slack = self._as_one_and_slack()
+        changes = [x - base for x in (to_floats(to_bytes(images)), images)]
+        used, given = ((change - change.clamp(-slack, slack)).abs() for change in changes)
+        return _rounded_inwards(self, base, images, used > given + _EDGE)
+
+    def describe(self) -> str:
+        return ", and added to that ".join(ball.describe() for ball in self.balls)
+
+    def _parts(self, base: Tensor, params: Tensor) -> list[tuple[Ball, Tensor]]:
+        """Each ball with its own parameters, in their own shape and in the memory layout of the base."""
+        shapes = _shapes(self.balls, tuple(base.shape[1:]))
+        flat = params.split([math.prod(shape) for shape in shapes], 1)
+        last = base.is_contiguous(memory_format=torch.channels_last)
+        parts = [part.reshape(len(base), *shape) for part, shape in zip(flat, shapes, strict=True)]
+        layout = [torch.channels_last if last and part.ndim == 4 else torch.contiguous_format for part in parts]
+        return [(b, p.contiguous(memory_format=x)) for b, p, x in zip(self.balls, parts, layout, strict=True)]
+
+    def _as_one_and_slack(self) -> tuple[Ball, float]:
+        """The same set as one ball and a Linf radius around it: equal kinds add up, and any-image holds the others."""
+        boxes = [ball for ball in self.balls if isinstance(ball, Linf)]
+        round_ones = [ball for ball in self.balls if isinstance(ball, L2)]
+        rest = [ball for ball in self.balls if not isinstance(ball, (Linf, L2))]
+        if len(self.balls) == 1:
+            return self.balls[0], 0.0
+        if any(isinstance(ball, AnyImage) for ball in rest):
+            return AnyImage(), 0.0
+        if round_ones:
+            rest.append(L2(eps=math.fsum(ball.eps for ball in round_ones)))
+        if len(rest) > 1:
+            raise ValueError(
+                f"whether an image lies in the sum of {' and '.join(map(name_of, rest))} cannot be told exactly; add "
+                "balls of one kind (linf + linf, l2 + l2), or linf to one other ball"
+            )
+        slack = math.fsum(ball.eps for ball in boxes)
+        return (rest[0], slack) if rest else (boxes[0], slack - boxes[0].eps)
+
+
+class _Clipped(torch.autograd.Function):
+    """Clips to [0, 1] and passes the gradient on.
+
+    The clip ends a pixel's change as a projection does; with its own gradient, zero outside, a pixel that several
+    changes push out of the range could not come back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        return images.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def _added(base: Tensor, images: list[Tensor]) -> Tensor:
+    """The base with the changes of all images [P, C, H, W] added; not clipped. One image stays as it is, to the bit."""
+    return functools.reduce(lambda total, more: total + (more - base), images)
+
+
+def _side_by_side(params: list[Tensor]) -> Tensor:
+    return torch.cat([part.flatten(1) for part in params], 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(balls: tuple[Ball, ...], image: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Shapes of the parameters that each ball has for one image [C, H, W]."""
+    return [tuple(ball.start(torch.zeros(1, *image), torch.Generator()).shape[1:]) for ball in balls]
+
+
+def _rounded_inwards(ball: Ball, base: Tensor, images: Tensor, outside: Tensor) -> Tensor:
+    """Returns per image the first of these that lies in the ball, else the last.
+
+    The nearest 8-bit pixels; these, but truncated towards the base where marked as `outside` [P, C, H, W]; all pixels
+    truncated towards the base.
+    """
+    nearest = to_bytes(images)
+    steps = ((images - base).clamp(-1, 1) * 255).trunc()
+    towards = ((base * 255).round() + steps).clamp(0, 255).to(torch.uint8)
+    for better in (torch.where(outside, towards, nearest), nearest):
+        fits = ball.contains(base, to_floats(better))[:, None, None, None]
+        towards = torch.where(fits, better, towards)
+    return towards
 
 
 def _extent(marks: Tensor) -> Tensor:

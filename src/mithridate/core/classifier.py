@@ -48,9 +48,9 @@ def bf16_pays(device: torch.device) -> bool:
 def mean_and_std(data: ImageData) -> tuple[Tensor, Tensor]:
     """Returns the mean and deviation [C] of all pixels, from the counts of the 256 byte values: exact in any order."""
     counts = torch.zeros(data.shape[0], 256, dtype=torch.float64)
-    for rows in data.ids.split(10_000):
+    for rows in data.pieces():
         pixels = data.pixels(rows).transpose(0, 1).flatten(1)
-        counts += torch.stack([torch.bincount(channel.long(), minlength=256) for channel in pixels]).cpu()
+        counts += torch.stack([torch.bincount(channel, minlength=256) for channel in pixels]).cpu()
     value = torch.arange(256, dtype=torch.float64) / 255
     share = counts / counts.sum(1, keepdim=True)
     mean = share @ value
@@ -77,28 +77,37 @@ def load_weights(module: Classifier, path: Path, *, fresh_head: bool) -> None:
     try:
         weights = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as safetensors weights: {error}") from error
+        raise ValueError(
+            f"{path} cannot be read as safetensors weights: {error}; "
+            "safetensors.torch.save_model(model, path) writes such a file"
+        ) from error
     own = module.state_dict()
     if not any(name.startswith("network.") for name in weights):
         weights = {f"network.{name}": value for name, value in weights.items()}
-    head = models.last_linear(module) if fresh_head else None
-    fresh = {name for name, value in own.items() if head is not None and value.data_ptr() in _pointers(head)}
-    wrong = [
-        f"{name} {list(own[name].shape)}"
+    if fresh_head:
+        models.last_linear(module)  # says what to do where there is none
+    fresh = _head_names(module) if fresh_head else set()
+    wrong = {
+        name: f"{name} {list(own[name].shape)}"
         + (f" (file: {list(weights[name].shape)})" if name in weights else " (missing)")
         for name in own
         if name not in fresh
         and not name.startswith("normalize.")
         and (name not in weights or weights[name].shape != own[name].shape)
-    ]
+    }
     if wrong:
-        raise ValueError(f"{path} does not fit the model: {'; '.join(wrong[:5])}; was it trained with another model?")
+        advice = "was it trained with another model?"
+        if not fresh_head and wrong.keys() <= _head_names(module):
+            advice = "only the last Linear differs, so it was trained on other classes: set fresh_head=True"
+        raise ValueError(f"{path} does not fit the model: {'; '.join([*wrong.values()][:5])}; {advice}")
     known = {name: value for name, value in weights.items() if name in own and name not in fresh}
     module.load_state_dict(own | known)
 
 
-def _pointers(module: nn.Module) -> set[int]:
-    return {value.data_ptr() for value in module.state_dict().values()}
+def _head_names(module: nn.Module) -> set[str]:
+    """Names of the weights of the last Linear; empty where there is none."""
+    linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    return {name for name in module.state_dict() if linear and name.startswith(f"{linear[-1]}.")}
 
 
 def save_weights(module: nn.Module, path: Path) -> None:

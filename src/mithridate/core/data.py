@@ -7,15 +7,16 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_HASHED_AT_ONCE = 1024
-"""Rows per step of the fingerprint: a few MB, so that a memory map is never read as a whole."""
+_PIECE = 2**24
+"""Bytes of pixels per step of a pass over a whole set: a memory map is never read as a whole."""
 
 
 def check_labels(labels: Tensor, classes: int, where: str = "labels") -> None:
@@ -126,6 +127,8 @@ class ImageData:
     """[n] int64 ids of the visible rows, in order; None: all of them."""
     patch: Patch | None = None
     """Rows that override `images` and `labels`."""
+    decoder: str = ""
+    """What decoded the image files ("pillow"); empty where pixels came as arrays."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -230,6 +233,10 @@ class ImageData:
         where = self.patch.lookup(len(self.images)).index_select(0, rows)
         return torch.where(where >= 0, self.patch.labels.index_select(0, where.clamp(min=0)), labels)
 
+    def pieces(self) -> Iterator[Tensor]:
+        """Yields the visible row ids in pieces [n] with at most 16 MB of pixels each, for one pass over the set."""
+        yield from self.ids.split(max(1, _PIECE // max(1, self.images[0].numel())))
+
     def _visible(self) -> Tensor:
         """A mask over all rows, [N] bool."""
         visible = torch.zeros(len(self.images), dtype=torch.bool, device=self.device)
@@ -285,7 +292,10 @@ class ImageData:
         return dataclasses.replace(self, patch=Patch(rows, images, labels))
 
     def to(self, device: str | torch.device) -> ImageData:
-        """Moves everything to a device; data that are there already are returned as they are."""
+        """Moves everything to a device; data that are there already are returned as they are.
+
+        A GPU takes all images, so a memory map has to fit into its memory.
+        """
         images = self.images.to(device)
         if images is self.images:
             return self
@@ -295,22 +305,26 @@ class ImageData:
             self.classes,
             None if self.rows is None else self.rows.to(device),
             None if self.patch is None else self.patch._to(device),
+            self.decoder,
         )
 
     @functools.cached_property
     def _fingerprint(self) -> str:
         header = {"classes": self.classes, "shape": self.shape, "rows": len(self)}
+        if self.decoder:  # arrays have none, and keep the fingerprint they had before there was a decoder to name
+            header["decoder"] = self.decoder
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
         digest.update(self.ids.cpu().numpy().astype("<i8").tobytes())
         digest.update(self.labels_of(self.ids).cpu().numpy().astype("<i8").tobytes())
-        for rows in self.ids.split(_HASHED_AT_ONCE):
-            digest.update(self.pixels(rows).cpu().permute(0, 2, 3, 1).contiguous().numpy().tobytes())
+        for rows in self.pieces():
+            digest.update(self.pixels(rows).cpu().permute(0, 2, 3, 1).contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
     def fingerprint(self) -> str:
-        """Returns 16 hex characters that stand for what is visible: shape, class names, row ids, labels, pixels.
+        """Returns 16 hex characters that stand for what is visible and for what decoded it.
 
-        Equal content has an equal fingerprint, whether it came from one tensor or from a patch, on whatever device.
+        Visible are shape, class names, row ids, labels and pixels. Equal content of one decoder has an equal
+        fingerprint, whether it came from one tensor, from a memory map or from a patch, on whatever device.
         """
         return self._fingerprint
 
@@ -343,3 +357,10 @@ class ImageData:
         from mithridate.core.readers import read_parquet
 
         return read_parquet(path, size=size)
+
+    @classmethod
+    def from_dataset(cls, dataset: Any, classes: Sequence[str] | None = None, size: int | None = None) -> ImageData:
+        """Reads a map-style torch `Dataset` of (image, label); see `mithridate.core.readers.read_dataset`."""
+        from mithridate.core.readers import read_dataset
+
+        return read_dataset(dataset, classes, size=size)

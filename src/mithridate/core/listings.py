@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from mithridate.core.cache import digest, mapped
 from mithridate.core.data import ImageData, check_labels
-from mithridate.core.decoding import decode_all
+from mithridate.core.decoding import DECODER, decode, decode_all
 from mithridate.core.seeds import stream
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
@@ -38,17 +40,55 @@ class Listing(NamedTuple):
     classes: tuple[str, ...]
     files: Callable[[np.ndarray], Iterator[tuple[str, bytes]]]
     """Row numbers [n], ascending -> name and bytes of each image file."""
+    state: Callable[[np.ndarray], str]
+    """Row numbers [n] -> a digest of where their files are, how large and how old: another one means other pixels."""
 
-    def load(self, rows: np.ndarray, size: int | None) -> ImageData:
-        images = decode_all(self.files(rows), len(rows), size)
-        return ImageData(images, torch.from_numpy(self.labels[rows]), self.classes)
+    def load(self, rows: np.ndarray, size: int | None, cache: str | None = None) -> ImageData:
+        """Decodes these rows into memory, or into the cache unless they are there."""
+        labels = self.labels[rows]
+        if cache is None:
+            images = decode_all(self.files(rows), len(rows), size)
+            return ImageData(images, torch.from_numpy(labels), self.classes, decoder=DECODER)
+
+        def items(start: int) -> Iterator[tuple[str, np.ndarray, int]]:
+            for (name, data), label in zip(self.files(rows[start:]), labels[start:].tolist(), strict=True):
+                yield name, decode(name, data, size), label
+
+        of = {
+            "files": self.state(rows),
+            "rows": digest(rows),
+            "labels": digest(labels),
+            "size": size,
+        }
+        images, labels = mapped(cache, of, lambda: (len(rows), items))
+        return ImageData(images, torch.from_numpy(labels), self.classes, decoder=DECODER)
 
 
-def _listing(where: str, labels: np.ndarray, classes: tuple[str, ...], files: Callable) -> Listing:
+def listed(
+    where: str,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    files: Callable[[np.ndarray], Iterator[tuple[str, bytes]]],
+    state: Callable[[np.ndarray], str],
+) -> Listing:
+    """Makes a listing whose labels are checked.
+
+    Raises:
+        ValueError: no images, or labels that are no classes.
+    """
     if not len(labels):
         raise ValueError(f"{where} holds no images")
     check_labels(torch.from_numpy(labels), len(classes), where)  # now: decoding may take minutes
-    return Listing(where, labels, classes, files)
+    return Listing(where, labels, classes, files, state)
+
+
+def file_state(files: Iterable[Path]) -> str:
+    """A digest of the files' paths, sizes and times of change."""
+    hashed = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        hashed.update(f"{file.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return hashed.hexdigest()[:16]
 
 
 def check_limits(per_class: int | None, size: int | None) -> None:
@@ -195,17 +235,25 @@ def _bytes_column(file: Path, schema: Any) -> str:
     raise ValueError(f"{file}: column {name} holds {kind}; expected image files as bytes or struct<bytes, path>")
 
 
-def _read_labels(file: Path, parquet: Any) -> np.ndarray:
+def class_numbers(where: str, name: str, column: Any) -> np.ndarray:
+    """The labels in a pyarrow array, [N] int64.
+
+    Raises:
+        ValueError: no whole numbers, or a row without one.
+    """
     import pyarrow as pa
 
-    name = _column(file, parquet.schema_arrow, LABEL_COLUMNS, "label")
-    column = parquet.read(columns=[name]).column(name).combine_chunks()
     if not pa.types.is_integer(column.type):
-        raise ValueError(f"{file}: column {name} holds {column.type}; expected whole numbers: the number of the class")
+        raise ValueError(f"{where}: column {name} holds {column.type}; expected whole numbers: the number of the class")
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-        raise ValueError(f"{file}: row {row} has no {name}; label it or remove it")
+        raise ValueError(f"{where}: row {row} has no {name}; label it or remove it")
     return column.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _read_labels(file: Path, parquet: Any) -> np.ndarray:
+    name = _column(file, parquet.schema_arrow, LABEL_COLUMNS, "label")
+    return class_numbers(str(file), name, parquet.read(columns=[name]).column(name).combine_chunks())
 
 
 def _class_names(schema: Any) -> tuple[str, ...] | None:
@@ -273,7 +321,7 @@ def list_parquet(files: Sequence[Path], classes: tuple[str, ...] | None = None) 
         )
     where = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     known = classes or names or tuple(str(k) for k in range(int(everything.max(initial=0)) + 1))
-    return _listing(where, everything, known, lambda rows: _parquet_images(files, rows))
+    return listed(where, everything, known, lambda rows: _parquet_images(files, rows), lambda rows: file_state(files))
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -308,4 +356,10 @@ def list_folder(folder: Path, classes: tuple[str, ...] | None = None) -> Listing
         raise ValueError(f"class folder {folder / empty[0]} holds no {', '.join(SUFFIXES)} files; fill or remove it")
     paths = [path for name in known for path in images.get(name, ())]
     labels = np.repeat(np.arange(len(known)), [len(images.get(name, ())) for name in known])
-    return _listing(str(folder), labels, known, lambda rows: ((str(paths[i]), paths[i].read_bytes()) for i in rows))
+    return listed(
+        str(folder),
+        labels,
+        known,
+        lambda rows: ((str(paths[i]), paths[i].read_bytes()) for i in rows),
+        lambda rows: file_state(paths[i] for i in rows),
+    )

@@ -2,9 +2,12 @@
 
 A model is named by text, so that a recipe can be stored and typed:
 
-- ``convnet``, ``convnet-wide``, ``resnet18``: built in, for images from 8x8 up with any number of channels;
+- ``convnet``, ``convnet-wide``, ``resnet18``, ``vgg11``, ``mobilenet_v2``: built in, for images from 8x8 up with any
+  number of channels;
 - ``resnet18:width=8``: the same with an option. ``width`` means one thing everywhere: the number of channels of the
   *first* block (or stage), a whole number. The other widths scale along;
+- ``timm:NAME``, ``transformers:NAME``: networks of these libraries, which are extras, with settings behind commas
+  (``transformers:vit,patch_size=4``); see `mithridate.core.external`;
 - ``package.module:function``: the user's own. It is called with the number of classes and, where its signature names
   them, with the keywords ``channels`` and ``size`` (the shorter side in pixels).
 """
@@ -17,7 +20,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mithridate.core.networks import convnet, convnet_wide, resnet18
+from mithridate.core.external import timm_network, transformers_network
+from mithridate.core.networks import convnet, convnet_wide, mobilenet_v2, resnet18, vgg11
 from mithridate.core.schema import nearest, resolve
 from mithridate.core.seeds import derive
 
@@ -26,9 +30,17 @@ Shape = tuple[int, int, int]
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnet": convnet,
     "convnet-wide": convnet_wide,
+    "mobilenet_v2": mobilenet_v2,
     "resnet18": resnet18,
+    "vgg11": vgg11,
 }
 """Built-in networks by name; each takes classes, channels and size, and its further arguments are the options."""
+
+LIBRARIES: dict[str, Callable[[str], Callable[..., nn.Module]]] = {
+    "timm": timm_network,
+    "transformers": transformers_network,
+}
+"""Other libraries' networks: what stands behind the colon -> a function that builds."""
 
 
 def build(spec: str | Callable[..., nn.Module], classes: int, shape: Shape, seed: int) -> nn.Module:
@@ -37,7 +49,8 @@ def build(spec: str | Callable[..., nn.Module], classes: int, shape: Shape, seed
     The weights are drawn on the CPU. Neither the global random generators nor earlier calls play a part.
 
     Args:
-        spec: ``name``, ``name:width=8``, ``package.module:function``, or a function of the number of classes.
+        spec: ``name``, ``name:width=8``, ``timm:NAME``, ``transformers:NAME``, ``package.module:function``, or a
+            function of the number of classes.
         classes: Number of classes K.
         shape: (C, H, W) of the images.
         seed: Any integer.
@@ -48,6 +61,7 @@ def build(spec: str | Callable[..., nn.Module], classes: int, shape: Shape, seed
     Raises:
         ValueError: Unknown name, misspelt option, a function that cannot be imported, or wrong output shape.
         TypeError: A function that cannot be called with the number of classes, or does not return a module.
+        MissingExtra: A network of a library that cannot be imported.
 
     >>> first, again = (build("convnet:width=8", 3, (1, 8, 8), seed=7) for _ in range(2))
     >>> torch.equal(last_linear(first).weight, last_linear(again).weight)
@@ -60,8 +74,17 @@ def build(spec: str | Callable[..., nn.Module], classes: int, shape: Shape, seed
         module = make(classes, **arguments)
         if not isinstance(module, nn.Module):
             raise TypeError(f"model {name} returned {type(module).__name__}; it must return a torch.nn.Module")
-        _check_logits(name, module, classes, shape)
+        check_logits(f"model {name}", module, classes, shape, _advice(name, classes))
     return module
+
+
+def _advice(name: str, classes: int) -> str:
+    if name.partition(":")[0] in LIBRARIES:
+        return "settings for the image's size go behind the name (such as patch_size=2), or resize the images"
+    return (
+        f"give its last layer {classes} outputs, the number of classes that the function is called with (it may also "
+        "take the keywords channels and size)"
+    )
 
 
 class Normalize(nn.Module):
@@ -127,10 +150,13 @@ def _maker(spec: str | Callable[..., nn.Module]) -> tuple[str, Callable[..., nn.
     head, colon, tail = spec.partition(":")
     if head in MODELS:
         return spec, MODELS[head], _options(head, tail)
+    if head in LIBRARIES:
+        return spec, LIBRARIES[head](tail), {}
     if colon and "=" not in tail:
         return spec, resolve(spec), {}
     raise ValueError(
-        f"unknown model {head!r}: {nearest(head, MODELS)}; your own model is written package.module:function"
+        f"unknown model {head!r}: {nearest(head, MODELS)}; others are written timm:NAME or transformers:NAME, your own "
+        "package.module:function"
     )
 
 
@@ -170,18 +196,29 @@ def _wanted(name: str, make: Callable[..., nn.Module], classes: int, offered: di
     return wanted
 
 
-def _check_logits(name: str, module: nn.Module, classes: int, shape: Shape) -> None:
-    """Makes one forward pass in eval mode on black images; leaves modes and buffers as they were."""
+def check_logits(what: str, module: nn.Module, classes: int, shape: Shape, advice: str) -> None:
+    """Makes one forward pass in eval mode on black images; leaves modes and buffers as they were.
+
+    Args:
+        what: The module, in words.
+        module: Should map images [2, C, H, W] to logits [2, K].
+        classes: Number of classes K.
+        shape: (C, H, W) of the images.
+        advice: What to do where it does not.
+
+    Raises:
+        ValueError: It fails, or returns something else.
+    """
     modes = [(part, part.training) for part in module.modules()]
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     images = torch.zeros(2, *shape, device=device)
     try:
         with torch.no_grad():
             logits = module.eval()(images)
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         raise ValueError(
-            f"model {name} fails on images of shape {list(images.shape)}: {error}; it must map images [B, C, H, W] "
-            "to logits [B, K] for this size (a function may take the keywords channels and size)"
+            f"{what} fails on images of shape {list(images.shape)}: {error}; it must map images [B, C, H, W] to logits "
+            f"[B, K] for this size: {advice}"
         ) from error
     finally:
         for part, mode in modes:
@@ -189,6 +226,6 @@ def _check_logits(name: str, module: nn.Module, classes: int, shape: Shape) -> N
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
         seen = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
-            f"model {name} maps images {list(images.shape)} to {seen}; expected logits [2, {classes}], one per class: "
-            f"give its last layer {classes} outputs (the function is called with the number of classes)"
+            f"{what} maps images {list(images.shape)} to {seen}; expected logits [2, {classes}], one per class: "
+            f"{advice}"
         )

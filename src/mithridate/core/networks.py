@@ -67,6 +67,57 @@ def resnet18(classes: int, channels: int = 3, size: int = 32, width: int = 64) -
     return _initialised(nn.Sequential(OrderedDict(**stages, **_head(seen, classes))))
 
 
+def vgg11(classes: int, channels: int = 3, size: int = 32, width: int = 64) -> nn.Sequential:
+    """VGG-11 with BatchNorm and one Linear, as used for CIFAR; widths are (1, 2, 4, 4, 8, 8, 8, 8) times `width`.
+
+    Reference: Simonyan, Zisserman. "Very Deep Convolutional Networks for Large-Scale Image Recognition". ICLR 2015.
+    arXiv 1409.1556, configuration A. Deviations: BatchNorm (whose shift replaces the biases of the convolutions), one
+    Linear in place of three, global average pooling, and no pooling below 4 pixels except after the last block.
+
+    >>> sum(p.numel() for p in vgg11(10).parameters())
+    9228362
+    """
+    widths = [width * factor for factor in (1, 2, 4, 4, 8, 8, 8, 8)]
+    return _plain_network(widths, classes, channels, size, pooled=(1, 2, 4, 6, 8), at_the_end=True)
+
+
+def mobilenet_v2(classes: int, channels: int = 3, size: int = 32, width: int = 32) -> nn.Sequential:
+    """MobileNetV2 with the strides used for CIFAR; `width` is the number of channels of the first convolution.
+
+    Reference: Sandler et al. "MobileNetV2: Inverted Residuals and Linear Bottlenecks". CVPR 2018. arXiv 1801.04381,
+    table 2. Deviations: the first convolution and the second stage have stride 1, a stride is dropped where the side is
+    below 4, no dropout, and all widths scale with `width` (the last convolution, too) without rounding to multiples
+    of 8.
+
+    >>> sum(p.numel() for p in mobilenet_v2(10).parameters())
+    2236682
+    """
+    scaled = {number: max(1, round(number * width / 32)) for number in (16, 24, 32, 64, 96, 160, 320, 1280)}
+    parts: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Sequential(ConvNorm(channels, width), nn.ReLU6()))
+    seen = width
+    for stage, (expansion, number, repeats, strided) in enumerate(_MOBILENET_STAGES, start=1):
+        stride = 2 if strided and size >= SMALLEST_POOLED else 1
+        size = -(-size // stride)
+        inputs = [seen, *[scaled[number]] * (repeats - 1)]
+        blocks = [_Inverted(a, scaled[number], expansion, stride if i == 0 else 1) for i, a in enumerate(inputs)]
+        parts[f"stage{stage}"] = nn.Sequential(*blocks)
+        seen = scaled[number]
+    parts["last"] = nn.Sequential(ConvNorm(seen, scaled[1280], kernel=1), nn.ReLU6())
+    return _initialised(nn.Sequential(OrderedDict(**parts, **_head(scaled[1280], classes))))
+
+
+_MOBILENET_STAGES = (
+    (1, 16, 1, False),
+    (6, 24, 2, False),
+    (6, 32, 3, True),
+    (6, 64, 4, True),
+    (6, 96, 3, False),
+    (6, 160, 3, True),
+    (6, 320, 1, False),
+)
+"""Expansion, channels, blocks, and whether the first block has stride 2."""
+
+
 class ConvNorm(nn.Module):
     """A convolution without bias followed by BatchNorm; in eval mode one convolution with folded weights.
 
@@ -79,9 +130,11 @@ class ConvNorm(nn.Module):
     True
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+        self.convolution = nn.Conv2d(
+            inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
+        )
         self.norm = nn.BatchNorm2d(outputs)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -94,22 +147,40 @@ class ConvNorm(nn.Module):
         assert variance is not None
         scale = norm.weight * (variance + norm.eps).rsqrt()
         weight, bias = convolution.weight * scale[:, None, None, None], norm.bias - mean * scale
-        return functional.conv2d(images, weight, bias, convolution.stride, convolution.padding)
+        return functional.conv2d(
+            images, weight, bias, convolution.stride, convolution.padding, groups=convolution.groups
+        )
 
 
 def _head(features: int, classes: int) -> dict[str, nn.Module]:
     return {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "linear": nn.Linear(features, classes)}
 
 
-def _plain_network(widths: Sequence[int], classes: int, channels: int, size: int) -> nn.Sequential:
+def _plain_network(
+    widths: Sequence[int],
+    classes: int,
+    channels: int,
+    size: int,
+    pooled: Sequence[int] = (1, 2, 3, 4, 5),
+    *,
+    at_the_end: bool = False,
+) -> nn.Sequential:
     """Blocks of convolution, BatchNorm, max-pool while the side allows, ReLU.
 
     The usual order is ReLU first. Both commute exactly, gradients too, and this way the ReLU touches a quarter.
+
+    Args:
+        widths: Channels of each block.
+        classes: Number of classes K.
+        channels: Channels C of the images.
+        size: Shorter side of the images in pixels.
+        pooled: Blocks with a max-pool, counted from 1.
+        at_the_end: Pool the last block whatever its side: nothing but the average comes after it.
     """
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     for block, (inputs, outputs) in enumerate(zip((channels, *widths), widths, strict=False), start=1):
         layers: list[nn.Module] = [ConvNorm(inputs, outputs)]
-        if size >= SMALLEST_POOLED:
+        if block in pooled and (size >= SMALLEST_POOLED or (at_the_end and block == len(widths) and size > 1)):
             layers.append(nn.MaxPool2d(2))
             size //= 2
         parts[f"block{block}"] = nn.Sequential(*layers, nn.ReLU())
@@ -127,6 +198,25 @@ class _Residual(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.relu(self.body(images) + self.shortcut(images))
+
+
+class _Inverted(nn.Module):
+    """Widen by a 1x1 convolution, filter each channel alone, narrow by a 1x1 convolution; a shortcut around it."""
+
+    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int) -> None:
+        super().__init__()
+        inner = inputs * expansion
+        widen = [ConvNorm(inputs, inner, kernel=1), nn.ReLU6()] if expansion > 1 else []
+        self.body = nn.Sequential(
+            *widen,
+            ConvNorm(inner, inner, stride=stride, groups=inner),
+            nn.ReLU6(),
+            ConvNorm(inner, outputs, kernel=1),
+        )
+        self.unchanged = stride == 1 and inputs == outputs
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + self.body(images) if self.unchanged else self.body(images)
 
 
 def _initialised(network: nn.Sequential) -> nn.Sequential:

@@ -94,7 +94,7 @@ def minimise(
         steps: iterations of each restart.
         restarts: independent starts.
         update: how to move; signed Adam unless given.
-        init: parameters to begin with, in place of the ball's own start.
+        init: images [P, C, H, W] near which each search begins, in place of the ball's own start.
         between: called before each step with its number and the images; may advance surrogates (then use one restart).
         pixels: "uint8" rounds the result; "float" keeps the last iterate as it is.
         label: what a progress bar says.
@@ -130,7 +130,7 @@ def _search(
     between: Callable[[int, Tensor], None] | None,
     rng: torch.Generator,
 ) -> Tensor:
-    params = ball.start(start, rng) if init is None else ball.project(start, init)
+    params = ball.start(start, rng) if init is None else ball.params_of(start, init)
     for step in iterations:
         params = params.detach().requires_grad_()
         images = ball.images(start, params)
@@ -138,7 +138,7 @@ def _search(
             between(step, images.detach())
         value, slope = objective(images.detach(), rng)
         (gradient,) = torch.autograd.grad(images, params, slope)
-        penalty = ball.penalty(params)
+        penalty = ball.penalty(start, params)
         if penalty.requires_grad:
             gradient = gradient + torch.autograd.grad(penalty, params)[0]
         params = ball.project(start, stepper.step(params.detach(), value, gradient, step / steps))

@@ -1,4 +1,4 @@
-"""Files and arrays to an image set: parquet in Hugging Face layout, folders of images, arrays of pixels."""
+"""Files and objects to an image set: parquet in Hugging Face layout, folders, torch datasets, arrays of pixels."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mithridate.core.data import ImageData
 from mithridate.core.listings import check_limits, first_rows, list_folder, list_parquet, parquet_files
+from mithridate.core.torch_datasets import load_dataset
 
 # --- files ---------------------------------------------------------------------------------------------------------
 
@@ -63,6 +64,27 @@ def read_folder(path: str | os.PathLike[str], *, per_class: int | None = None, s
     check_limits(per_class, size)
     listing = list_folder(Path(path).expanduser())
     return listing.load(first_rows(listing.labels, np.arange(len(listing.labels)), per_class), size)
+
+
+# --- torch datasets --------------------------------------------------------------------------------------------------
+
+
+def read_dataset(dataset: Any, classes: Sequence[str] | None = None, *, size: int | None = None) -> ImageData:
+    """Reads every item of a map-style torch `Dataset` of (image, label) once, in order.
+
+    Images are PIL images, or tensors or arrays [H, W], [C, H, W] or [H, W, C] of uint8 or of floats in [0, 1]. Without
+    `classes`, their names are `dataset.classes`, else "0", "1", ... up to the largest label.
+
+    >>> from torch.utils.data import TensorDataset
+    >>> read_dataset(TensorDataset(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1]))).shape
+    (3, 8, 8)
+
+    Raises:
+        TypeError: a dataset without length or positions, such as one that streams.
+        ValueError: items that differ each time they are read, no pairs, pixels outside [0, 1], differing sizes without
+            `size`, labels that are no classes.
+    """
+    return load_dataset(dataset, type(dataset).__name__, classes=classes, size=size)
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import difflib
 import functools
 import hashlib
 import importlib
@@ -18,6 +17,7 @@ import importlib.metadata
 import inspect
 import json
 import math
+import operator
 import pkgutil
 import re
 import sys
@@ -29,11 +29,10 @@ from typing import Any, ClassVar, TypeVar
 
 import cattrs
 
+from mithridate.core.spelling import nearest as nearest, split as _split
+
 SCHEMA = 1
 """Version of everything written to disk; part of every identity."""
-
-LISTED = 24
-"""Names that an error message lists at most."""
 
 T = TypeVar("T")
 
@@ -48,19 +47,6 @@ class Choice:
 
     home: ClassVar[str] = ""
     """Module, or package with one file per member, where the members live; empty: the family's own module."""
-
-
-def nearest(word: str, known: collections.abc.Iterable[str]) -> str:
-    """Says which known words there are, the nearest first: the tail of an error message.
-
-    >>> nearest("witchs-brew", ["badnets", "witches-brew"])
-    'did you mean witches-brew? known: badnets, witches-brew'
-    """
-    known = sorted(known)
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    more = f", ... ({len(known)} in all)" if len(known) > LISTED else ""
-    listed = ", ".join(known[:LISTED]) or "none"
-    return (f"did you mean {match[0]}? " if match else "") + f"known: {listed}{more}"
 
 
 def _import_home(base: type) -> str:
@@ -167,6 +153,10 @@ def resumable(value: Any) -> bool:
 
 
 def _path_content(path: Path) -> str:
+    if path.is_dir():
+        from mithridate.core.image_files import image_files  # now: it brings torch
+
+        return "sha256:" + hashlib.sha256("".join(map(_path_content, image_files(path))).encode()).hexdigest()
     return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -328,12 +318,24 @@ def _optional(kind: Any) -> type | None:
     return arms[0] if is_union and len(arms) == 1 and isinstance(arms[0], type) else None
 
 
+def _several(kind: Any) -> bool:
+    """Whether a kind is tuple[C, ...] of choices C."""
+    member, *more = typing.get_args(kind) or (None,)
+    return more == [...] and isinstance(member, type) and issubclass(member, Choice)
+
+
+def _structure_several(data: Any, kind: Any) -> tuple:
+    parts = _split(data, "+") if isinstance(data, str) else data
+    return tuple(_converter.structure(part, typing.get_args(kind)[0]) for part in parts)
+
+
 def _make_converter() -> cattrs.Converter:
     converter = cattrs.Converter(detailed_validation=False)
     for kind, hook in {int: _number, float: _number, bool: _boolean, str: _text}.items():
         converter.register_structure_hook(kind, hook)
     converter.register_structure_hook(Path, lambda value, _: Path(value))
     converter.register_structure_hook_func(_is_function, _structure_function)
+    converter.register_structure_hook_func(_several, _structure_several)
     converter.register_structure_hook_func(lambda kind: typing.get_origin(kind) is typing.Literal, _option)
     converter.register_structure_hook_func(
         lambda kind: isinstance(kind, type) and dataclasses.is_dataclass(kind), _structure_dataclass
@@ -368,18 +370,10 @@ def from_json(data: Any, kind: type[T]) -> T:
     return _converter.structure(data, kind)
 
 
-def _split(text: str) -> list[str]:
-    parts, depth, start = [], 0, 0
-    for position, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if letter == "," and depth == 0:
-            parts.append(text[start:position])
-            start = position + 1
-    return [part for part in (*parts, text[start:]) if part]
-
-
 def parse(base: type[T], text: str) -> T:
     """Builds a choice from what people type: ``name``, ``name:setting=value,...`` or ``name(setting=value,...)``.
+
+    Choices that can be added are written with a plus: ``linf:eps=8/255+patch``.
 
     >>> from mithridate.core.balls import Ball
     >>> parse(Ball, "linf:eps=8/255").eps == 8 / 255
@@ -388,6 +382,10 @@ def parse(base: type[T], text: str) -> T:
     Raises:
         ValueError: as for ``from_json``, or a part that is no ``setting=value``.
     """
+    parts = _split(text, "+")
+    if len(parts) > 1 and hasattr(base, "__add__"):
+        found: list[Any] = [parse(base, part) for part in parts]
+        return functools.reduce(operator.add, found)
     match = re.fullmatch(r"([\w-]+)(?::(.*)|\((.*)\))?", text.strip(), re.DOTALL)
     if match is None:
         return _structure_choice({"type": text}, base)

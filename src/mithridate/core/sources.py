@@ -1,9 +1,11 @@
-"""Where image data come from: digits (built in), parquet files in Hugging Face layout, image folders, arrays."""
+"""Where image data come from: digits (built in), parquet files, image folders, the Hugging Face hub, torch, arrays."""
 
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 
 from mithridate.core.data import ImageData
+from mithridate.core.hub import list_hub
 from mithridate.core.listings import (
     TEST_NAMES,
     Listing,
@@ -25,8 +28,9 @@ from mithridate.core.listings import (
     stratified_split,
     subfolders,
 )
-from mithridate.core.schema import Choice
+from mithridate.core.schema import Choice, resolve
 from mithridate.core.seeds import stream
+from mithridate.core.torch_datasets import load_pair
 
 
 class DataSource(Choice, ABC):
@@ -84,7 +88,7 @@ class Parquet(DataSource):
     training files (drawn with seed 0).
 
     >>> Parquet("cifar10", per_class=500)
-    Parquet(path='cifar10', test=None, per_class=500, size=None)
+    Parquet(path='cifar10', test=None, per_class=500, size=None, cache=None)
     """
 
     path: str
@@ -96,9 +100,11 @@ class Parquet(DataSource):
     """Keep only the first so many training images of every class; the test set stays whole."""
     size: int | None = None
     """Resize all images to size x size."""
+    cache: str | None = None
+    """Folder for a memory-mapped copy of the pixels; for sets larger than memory."""
 
     def __post_init__(self) -> None:
-        _plain_paths(self)
+        _plain_paths(self, "path", "test", "cache")
         check_limits(self.per_class, self.size)
 
     def load(self, device: str | torch.device = "cpu") -> tuple[ImageData, ImageData]:
@@ -106,7 +112,7 @@ class Parquet(DataSource):
         train = list_parquet(parquet_files(path, ("train",)))
         files = find_test_files(path, self.test)
         test = None if files is None else list_parquet(files, train.classes)
-        return _load(train, test, self.per_class, self.size, device)
+        return _load(train, test, self.per_class, self.size, self.cache, device)
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ class Folder(DataSource):
     Without test images, a fifth of every class is test data (drawn with seed 0).
 
     >>> Folder("photos", size=32)
-    Folder(path='photos', test=None, per_class=None, size=32)
+    Folder(path='photos', test=None, per_class=None, size=32, cache=None)
     """
 
     path: str
@@ -128,9 +134,11 @@ class Folder(DataSource):
     """Keep only the first so many training images of every class; the test set stays whole."""
     size: int | None = None
     """Resize all images to size x size."""
+    cache: str | None = None
+    """Folder for a memory-mapped copy of the pixels; for sets larger than memory."""
 
     def __post_init__(self) -> None:
-        _plain_paths(self)
+        _plain_paths(self, "path", "test", "cache")
         check_limits(self.per_class, self.size)
 
     def load(self, device: str | torch.device = "cpu") -> tuple[ImageData, ImageData]:
@@ -140,9 +148,107 @@ class Folder(DataSource):
             home = root / "train"
             test = test or next((root / name for name in TEST_NAMES if (root / name).is_dir()), None)
         train = list_folder(home)
-        return _load(
-            train, None if test is None else list_folder(test, train.classes), self.per_class, self.size, device
+        tested = None if test is None else list_folder(test, train.classes)
+        return _load(train, tested, self.per_class, self.size, self.cache, device)
+
+
+@dataclass(frozen=True)
+class Hub(DataSource):
+    """A data set of the Hugging Face hub, by its name there (`owner/name`), or a local folder that `datasets` reads.
+
+    Needs the extra `hub`. What was downloaded once is read without a network. Images are decoded by the same decoder as
+    those of all other sources, so the same files have the same fingerprint.
+
+    >>> Hub("owner/name", per_class=500).train
+    'train'
+    """
+
+    name: str
+    """Name on the hub, `owner/name`."""
+    _: KW_ONLY
+    config: str | None = None
+    """Configuration, where there are several."""
+    revision: str | None = None
+    """Branch, tag or commit; a commit is the same for ever."""
+    train: str = "train"
+    """Split with training data."""
+    test: str | None = None
+    """Split with test data; else "test", "validation", ..., else a fifth of every class (drawn with seed 0)."""
+    image: str | None = None
+    """Column of the images; else `img` or `image`, else the only one that holds images."""
+    label: str | None = None
+    """Column of the labels; else `label`, `labels` or `fine_label`, else the only one that holds classes."""
+    per_class: int | None = None
+    """Keep only the first so many training images of every class; the test set stays whole."""
+    size: int | None = None
+    """Resize all images to size x size."""
+    cache: str | None = None
+    """Folder for a memory-mapped copy of the pixels; for sets larger than memory."""
+
+    def __post_init__(self) -> None:
+        _plain_paths(self, "name", "cache")
+        if not self.name:
+            raise ValueError("no name of a data set is given; write hub:owner/name")
+        check_limits(self.per_class, self.size)
+
+    def load(self, device: str | torch.device = "cpu") -> tuple[ImageData, ImageData]:
+        train, test = list_hub(
+            self.name,
+            config=self.config,
+            revision=self.revision,
+            train=self.train,
+            test=self.test,
+            image=self.image,
+            label=self.label,
         )
+        return _load(train, test, self.per_class, self.size, self.cache, device)
+
+
+@dataclass(frozen=True)
+class TorchDataset(DataSource):
+    """Map-style torch datasets of (image, label): a function that returns the training and the test set.
+
+    Images are PIL images, or tensors or arrays [H, W], [C, H, W] or [H, W, C] of uint8 or of floats in [0, 1]: without
+    augmentation, which belongs into `Recipe.transforms`, and without normalisation, which is the first layer of the
+    model. A cache is found again by the function, its source and a sample of the items; delete it where the files
+    behind the dataset change.
+
+    >>> from torch.utils.data import TensorDataset
+    >>> def photos():
+    ...     return tuple(TensorDataset(torch.rand(n, 3, 8, 8), torch.arange(n) % 2) for n in (20, 10))
+    >>> train, test = TorchDataset(photos, classes=("cat", "dog")).load()
+    >>> len(train), test.shape, test.classes
+    (20, (3, 8, 8), ('cat', 'dog'))
+    """
+
+    datasets: Callable[[], Any]
+    """Function without arguments that returns (train, test), or "package.module:function"."""
+    _: KW_ONLY
+    classes: tuple[str, ...] | None = None
+    """Names of the classes; else those in `.classes` of the training set, else "0", "1", ..."""
+    per_class: int | None = None
+    """Keep only the first so many training images of every class; the test set stays whole."""
+    size: int | None = None
+    """Resize all images to size x size."""
+    cache: str | None = None
+    """Folder for a memory-mapped copy of the pixels; for sets larger than memory."""
+
+    def __post_init__(self) -> None:
+        _plain_paths(self, "cache")
+        check_limits(self.per_class, self.size)
+        if isinstance(self.datasets, str):
+            object.__setattr__(self, "datasets", resolve(self.datasets))
+        if not callable(self.datasets):
+            raise TypeError(
+                f"datasets is a {type(self.datasets).__name__}; expected a function that returns (train, test)"
+            )
+        object.__setattr__(self, "classes", None if self.classes is None else tuple(self.classes))
+
+    def load(self, device: str | torch.device = "cpu") -> tuple[ImageData, ImageData]:
+        train, test = load_pair(
+            self.datasets, classes=self.classes, per_class=self.per_class, size=self.size, cache=self.cache
+        )
+        return _alike(train, test, ("the training set", "the test set"), self.cache, device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,59 +289,99 @@ class Arrays(DataSource):
 
 
 def _load(
-    listing: Listing, test: Listing | None, per_class: int | None, size: int | None, device: str | torch.device
+    listing: Listing,
+    test: Listing | None,
+    per_class: int | None,
+    size: int | None,
+    cache: str | None,
+    device: str | torch.device,
 ) -> tuple[ImageData, ImageData]:
     if test is None:
         train_rows, test_rows = stratified_split(listing.labels)
     else:
         train_rows, test_rows = np.arange(len(listing.labels)), np.arange(len(test.labels))
-    train_data = listing.load(first_rows(listing.labels, train_rows, per_class), size)
-    test_data = (test or listing).load(test_rows, size)
-    if train_data.shape[1:] != test_data.shape[1:]:
-        sides = ["{2}x{1}".format(*data.shape) for data in (train_data, test_data)]
+    train_data = listing.load(first_rows(listing.labels, train_rows, per_class), size, cache)
+    test_data = (test or listing).load(test_rows, size, cache)
+    return _alike(train_data, test_data, (listing.where, (test or listing).where), cache, device)
+
+
+def _alike(
+    train: ImageData, test: ImageData, where: tuple[str, str], cache: str | None, device: str | torch.device
+) -> tuple[ImageData, ImageData]:
+    """Both sets with the same shape, on the device.
+
+    Raises:
+        ValueError: their images differ in size.
+    """
+    if train.shape[1:] != test.shape[1:]:
+        sides = ["{2}x{1}".format(*data.shape) for data in (train, test)]
         raise ValueError(
-            f"images differ in size: {listing.where} has {sides[0]}, {(test or listing).where} has {sides[1]} (width x "
-            f"height); size={train_data.shape[1]} resizes all of them"
+            f"images differ in size: {where[0]} has {sides[0]}, {where[1]} has {sides[1]} (width x height); "
+            f"size={train.shape[1]} resizes all of them"
         )
-    return _coloured(train_data, test_data).to(device), _coloured(test_data, train_data).to(device)
+    return _coloured(train, test, cache).to(device), _coloured(test, train, cache).to(device)
 
 
-def _coloured(data: ImageData, other: ImageData) -> ImageData:
-    """Grey data beside colour data become colour."""
+def _coloured(data: ImageData, other: ImageData, cache: str | None) -> ImageData:
+    """Grey data beside colour data become colour; mapped ones stay where they are, each byte read three times."""
     if data.shape[0] >= other.shape[0]:
         return data
-    images = data.images.expand(-1, other.shape[0], -1, -1).contiguous(memory_format=torch.channels_last)
-    return ImageData(images, data.labels, data.classes)
+    images = data.images.expand(-1, other.shape[0], -1, -1)
+    if cache is None:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return ImageData(images, data.labels, data.classes, decoder=data.decoder)
 
 
-def _plain_paths(source: Parquet | Folder) -> None:
+def _plain_paths(source: DataSource, *names: str) -> None:
     """Makes `Path` arguments text: settings are plain values."""
-    object.__setattr__(source, "path", os.fspath(source.path))
-    object.__setattr__(source, "test", None if source.test is None else os.fspath(source.test))
+    for name in names:
+        value = getattr(source, name)
+        object.__setattr__(source, name, None if value is None else os.fspath(value))
 
 
-def source(text: str | os.PathLike[str], *, per_class: int | None = None, size: int | None = None) -> DataSource:
-    """Decides what a text names: "digits" (built in), a parquet file, a folder with parquet files, or an image folder.
+def source(
+    text: str | os.PathLike[str],
+    *,
+    per_class: int | None = None,
+    size: int | None = None,
+    cache: str | os.PathLike[str] | None = None,
+) -> DataSource:
+    """Decides what a text names.
+
+    It is "digits" (built in), `hub:owner/name` or `hub:owner/name@revision`, a parquet file, a folder with parquet
+    files, an image folder, or "package.module:function" for torch datasets.
 
     >>> source("digits")
     Digits(train=1000, seed=0)
+    >>> source("hub:owner/name@v1").revision
+    'v1'
 
     Raises:
         FileNotFoundError: no such path.
-        ValueError: a file that is no parquet file, or a limit for digits.
+        ValueError: a file that is no parquet file, a function that cannot be imported, or a limit for digits.
     """
+    text = os.fspath(text)
+    limits = {"per_class": per_class, "size": size, "cache": None if cache is None else os.fspath(cache)}
     if text == "digits":
-        if per_class is not None or size is not None:
-            raise ValueError("digits takes neither per_class nor size; Digits(train=300) keeps fewer training images")
+        if any(value is not None for value in limits.values()):
+            raise ValueError(
+                "digits takes neither per_class nor size nor cache; Digits(train=300) keeps fewer training images"
+            )
         return Digits()
+    if text.startswith("hub:"):
+        name, _, revision = text.removeprefix("hub:").partition("@")
+        return Hub(name, revision=revision or None, **limits)
     path = Path(text).expanduser()
     if not path.exists():
+        if re.fullmatch(r"[\w.]+:[\w.]+", text):
+            return TorchDataset(resolve(text), **limits)
+        hint = f"; for the Hugging Face hub write hub:{text}" if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) else ""
         raise FileNotFoundError(
-            f"no data at {os.fspath(text)!r}; looked for 'digits', a .parquet file, a folder with train*.parquet and a "
-            f"folder of class folders (from {Path.cwd()})"
+            f"no data at {text!r}; looked for 'digits', a .parquet file, a folder with train*.parquet and a folder of "
+            f"class folders (from {Path.cwd()}){hint}"
         )
     if path.is_file() and path.suffix != ".parquet":
         raise ValueError(f"{path} is a file but no .parquet file; give a .parquet file or a folder")
     if path.is_file() or parquet_home(path) or any(path.glob("*.parquet")):
-        return Parquet(os.fspath(text), per_class=per_class, size=size)
-    return Folder(os.fspath(text), per_class=per_class, size=size)
+        return Parquet(text, **limits)
+    return Folder(text, **limits)

@@ -69,7 +69,7 @@ class Fitted(NamedTuple):
 class Learner(Choice, ABC):
     """Anything that trains one model per (data set, seed)."""
 
-    home: ClassVar[str] = "mithridate.core.training"
+    home: ClassVar[str] = "mithridate.core.learners"  # which imports this module
 
     @property
     @abstractmethod
@@ -144,6 +144,8 @@ class Recipe(Learner):
     trainable: Literal["all", "head"] = "all"
     """"head": the body stays frozen in eval mode and a fresh last Linear is trained (to convergence where nothing
     is drawn at random, that is without transforms and with the plain mean gradient)."""
+    fresh_head: bool = False
+    """Begin with a new last Linear, for weights that were trained on other classes; trainable="head" always does."""
 
     def __post_init__(self) -> None:
         for name, least in {"epochs": 0, "batch_size": 1, "learning_rate": 0, "weight_decay": 0, "momentum": 0}.items():
@@ -151,6 +153,8 @@ class Recipe(Learner):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.trainable == "head" and self.start_from is None:
             raise ValueError("trainable='head' freezes the body, so start_from must name the weights of a trained one")
+        if self.fresh_head and self.start_from is None:
+            raise ValueError("fresh_head replaces the last Linear of given weights, but start_from names none; set it")
 
     @property
     def recipe(self) -> Recipe:
@@ -164,7 +168,7 @@ class Recipe(Learner):
         bf16 = self.precision == "bf16" or (self.precision == "auto" and bf16_pays(data.device))
         module = Classifier(network, normalize, bf16=bf16)
         if self.start_from is not None:
-            load_weights(module, self.start_from, fresh_head=self.trainable == "head")
+            load_weights(module, self.start_from, fresh_head=self.fresh_head or self.trainable == "head")
         return module.to(data.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def start(self, data: ImageData, seed: int) -> TrainingState:

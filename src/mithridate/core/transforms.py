@@ -1,108 +1,128 @@
-"""Batch transforms: differentiable, drawn from a generator, written for one batch.
+"""Batch transforms: those that look at the model's loss are here, the others come from `augmentation`.
 
-Victim and attacker use the same objects: whoever holds the generator replays the same draws.
+A transform is differentiable in the images, draws from the given generator and is written for one batch. What looks at
+the model does so in eval mode: its buffers stay as they are, dropout draws nothing, and what happens to one image does
+not depend on the others.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from mithridate.core.augmentation import Cutmix, Cutout, Flip, Mixup, Noise, Shift
+from mithridate.core.balls import Ball, Linf
 from mithridate.core.batch import Batch, BatchTransform
+from mithridate.core.ensemble import Ensemble
+from mithridate.core.perturbation import by_autograd, minimise
+from mithridate.core.progress import quiet
+from mithridate.core.updates import SignStep
+
+__all__ = ["Adversarial", "Cutmix", "Cutout", "Flip", "Maxup", "Mixup", "Noise", "Shift"]
 
 
-def _draw(batch: Batch, rng: torch.Generator) -> Tensor:
-    return torch.rand(len(batch.images), generator=rng).to(batch.images.device, non_blocking=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flip(BatchTransform):
-    """Mirrors each image left to right with a probability.
-
-    >>> batch = Batch(torch.tensor([[[[0.0, 1.0]]]]), torch.eye(1), torch.tensor([0]), 0.0)
-    >>> Flip(probability=1.0)(batch, nn.Identity(), torch.Generator()).images
-    tensor([[[[1., 0.]]]])
-    """
-
-    probability: float = 0.5
-
-    def __call__(self, batch: Batch, model: nn.Module, rng: torch.Generator) -> Batch:
-        mirrored = (_draw(batch, rng) < self.probability)[:, None, None, None]
-        return batch._replace(images=torch.where(mirrored, batch.images.flip(3), batch.images))
+def _losses(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each image in eval mode, [B]."""
+    logits = Ensemble([model]).logits(images)[0]
+    return F.cross_entropy(logits, targets.to(logits.dtype), reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shift(BatchTransform):
-    """Moves each image by whole pixels, uniformly in both directions; what moves in is black.
+class Maxup(BatchTransform):
+    """Augments the batch several times and keeps of each image the draw with the largest loss.
 
-    >>> batch = Batch(torch.ones(1, 3, 8, 8), torch.eye(1), torch.tensor([0]), 0.0)
-    >>> Shift(share=0.25)(batch, nn.Identity(), torch.Generator()).images.shape
-    torch.Size([1, 3, 8, 8])
-    """
+    Losses are computed without a graph and in eval mode; the step is then taken on the chosen draws, each with the
+    targets that belong to it. In the first share of training one plain draw is used: the losses of an untrained model
+    say nothing.
 
-    share: float = 0.125
-    """Largest move as a share of the side: 4 pixels of 32, 1 of 8."""
-
-    def __call__(self, batch: Batch, model: nn.Module, rng: torch.Generator) -> Batch:
-        b, c, h, w = batch.images.shape
-        reach_y, reach_x = round(self.share * h), round(self.share * w)
-        dy = (torch.rand(b, generator=rng) * (2 * reach_y + 1)).long().to(batch.images.device, non_blocking=True)
-        dx = (torch.rand(b, generator=rng) * (2 * reach_x + 1)).long().to(batch.images.device, non_blocking=True)
-        # One gather of whole pixels (all channels together) from the padded images, which are laid out channels last.
-        pixels = batch.images.permute(0, 2, 3, 1)
-        padded = nn.functional.pad(pixels, (0, 0, reach_x, reach_x, reach_y, reach_y))
-        wide, tall = w + 2 * reach_x, h + 2 * reach_y
-        device = batch.images.device
-        y = dy[:, None] + torch.arange(h, device=device) + tall * torch.arange(b, device=device)[:, None]
-        x = dx[:, None] + torch.arange(w, device=device)
-        index = (y[:, :, None] * wide + x[:, None, :]).flatten()
-        moved = padded.reshape(b * tall * wide, c).index_select(0, index)
-        return batch._replace(images=moved.view(b, h, w, c).permute(0, 3, 1, 2))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mixup(BatchTransform):
-    """Replaces every image by a weighted mean of k images of its batch, labels likewise.
-
-    One weight vector per batch, Dirichlet(alpha, ..., alpha); the first term is the batch in its own order and the
-    others are random permutations of it, so k = 2 is the classic rule.
-
-    Reference: Zhang, Cisse, Dauphin, Lopez-Paz. "mixup: Beyond Empirical Risk Minimization". ICLR 2018. arXiv
-    1710.09412; k-way form: Borgnia et al. "Strong Data Augmentation Sanitizes Poisoning and Backdoor Attacks Without an
-    Accuracy Tradeoff". ICASSP 2021. arXiv 2011.09527.
+    Reference: Gong, Ren, Ye, Liu. "MaxUp: Lightweight Adversarial Training with Data Augmentation Improves Neural
+    Network Training". CVPR 2021. arXiv 2002.09024, Algorithm 1. Deviations: draws are compared in eval mode; the start
+    without it is that of Borgnia et al. (arXiv 2011.09527), 5 epochs of 40.
 
     Raises:
-        ValueError: fewer than 2 images per mixture, or a concentration that is not positive.
+        ValueError: fewer than 2 draws, or a warmup that is no share.
 
-    >>> batch = Batch(torch.rand(4, 1, 8, 8), torch.eye(4), torch.arange(4), 0.0)
-    >>> torch.allclose(Mixup()(batch, nn.Identity(), torch.Generator()).targets.sum(1), torch.ones(4))
+    >>> Maxup(inner=Mixup()).mixes_rows, Maxup(inner=Cutout()).mixes_rows
+    (True, False)
+    """
+
+    inner: BatchTransform = Cutout()
+    """What is drawn."""
+    draws: int = 4
+    """Draws to choose from; each costs a forward pass."""
+    warmup: float = 1 / 8
+    """Share of the training before the choice begins."""
+
+    def __post_init__(self) -> None:
+        if self.draws < 2:
+            raise ValueError(f"maxup draws is {self.draws}; a choice needs at least 2")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"maxup warmup is {self.warmup}; it is a share of the training, so use 0.125 for 1/8")
+        object.__setattr__(self, "mixes_rows", self.inner.mixes_rows)
+
+    def __call__(self, batch: Batch, model: nn.Module, rng: torch.Generator) -> Batch:
+        best = self.inner(batch, model, rng)
+        if batch.progress < self.warmup:
+            return best
+        with torch.no_grad():
+            largest = _losses(model, best.images, best.targets)
+        for _ in range(self.draws - 1):
+            drawn = self.inner(batch, model, rng)
+            with torch.no_grad():
+                losses = _losses(model, drawn.images, drawn.targets)
+            larger = losses > largest
+            largest = torch.where(larger, losses, largest)
+            best = best._replace(
+                images=torch.where(larger[:, None, None, None], drawn.images, best.images),
+                targets=torch.where(larger[:, None], drawn.targets, best.targets),
+            )
+        return best
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversarial(BatchTransform):
+    """Moves every image inside a ball to where its loss is large: projected gradient ascent on the batch itself.
+
+    The perturbation is found in eval mode and then added as a constant: the gradient reaches the images as if it were
+    not there.
+
+    Reference: Madry, Makelov, Schmidt, Tsipras, Vladu. "Towards Deep Learning Models Resistant to Adversarial Attacks".
+    ICLR 2018. arXiv 1706.06083; their values for CIFAR-10. Deviations: the search starts from clipped Gaussian noise,
+    the ball's own start.
+
+    Raises:
+        ValueError: no steps, or a step that is not positive.
+
+    >>> Adversarial(ball=Linf(eps=4 / 255), steps=3).step == 2 / 255
     True
     """
 
-    mixes_rows: ClassVar[bool] = True
-    k: int = 2
-    """Images per mixture."""
-    alpha: float = 1.0
-    """Concentration of the weights: small values leave one image dominant."""
+    ball: Ball = Linf(eps=8 / 255)
+    """How far an image may move."""
+    steps: int = 7
+    """Steps of the search; each costs a forward and a backward pass, and so does the end of it."""
+    step: float = 2 / 255
+    """Length of a step along the sign of the gradient, in pixels of [0, 1]."""
 
     def __post_init__(self) -> None:
-        if self.k < 2:
-            raise ValueError(f"mixup k is {self.k}; a mixture needs at least 2 images")
-        if not self.alpha > 0:
-            raise ValueError(f"mixup alpha is {self.alpha}; it must be positive (1.0 draws the weights uniformly)")
+        if self.steps < 1:
+            raise ValueError(f"adversarial steps is {self.steps}; a search needs at least 1")
+        if not self.step > 0:
+            raise ValueError(f"adversarial step is {self.step}; it must be positive, in pixels of [0, 1]")
 
     def __call__(self, batch: Batch, model: nn.Module, rng: torch.Generator) -> Batch:
-        device = batch.images.device
-        seed = int(torch.randint(2**62, (1,), generator=rng))  # torch has no Dirichlet draw that takes a generator
-        drawn = np.random.default_rng(seed).dirichlet([self.alpha] * self.k)
-        weights = torch.from_numpy(drawn).float().to(device, non_blocking=True)
-        images, targets = weights[0] * batch.images, weights[0] * batch.targets
-        for weight in weights[1:]:
-            order = torch.randperm(len(batch.images), generator=rng).to(device, non_blocking=True)
-            images = images + weight * batch.images[order]
-            targets = targets + weight * batch.targets[order]
-        return batch._replace(images=images, targets=targets)
+        clean, targets = batch.images.detach(), batch.targets.detach()
+        with quiet():
+            found = minimise(
+                by_autograd(lambda images, _: -_losses(model, images, targets)),
+                clean,
+                self.ball,
+                steps=self.steps,
+                update=SignStep(low=self.step, high=self.step),
+                pixels="float",
+                rng=rng,
+            )
+        return batch._replace(images=batch.images + (found.images - clean))

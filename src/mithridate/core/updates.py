@@ -20,8 +20,13 @@ def step_decay(progress: float) -> float:
     return 0.1 ** sum(progress >= share for share in (3 / 8, 5 / 8, 7 / 8))
 
 
+def _per_image(numbers: Tensor, params: Tensor) -> Tensor:
+    """Views one number per image, [P], so that it spreads over parameters [P, ...]."""
+    return numbers.view(-1, *(1,) * (params.ndim - 1))
+
+
 class Stepper(ABC):
-    """One search in progress: an update together with what it remembers.
+    """One search in progress: an update together with what it remembers. Parameters are [P, ...], of any shape.
 
     >>> stepper = SignStep(low=0.25, high=0.25).begin(torch.zeros(1, 1, 1, 1), torch.Generator())
     >>> stepper.step(torch.ones(1, 1, 1, 1), torch.tensor(0.0), torch.full((1, 1, 1, 1), 7.0), 0.0).item()
@@ -125,7 +130,7 @@ class _SignStepper(Stepper):
     def step(self, params: Tensor, value: Tensor, gradient: Tensor, progress: float) -> Tensor:
         low, high = self.update.low, self.update.high
         draw = torch.rand(len(params), generator=self.rng).to(params.device)
-        return params - (low + (high - low) * draw)[:, None, None, None] * gradient.sign()
+        return params - _per_image(low + (high - low) * draw, params) * gradient.sign()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,31 +162,38 @@ class _ForwardBackwardStepper(Stepper):
 
     def __init__(self, update: ForwardBackward, base: Tensor) -> None:
         self.update, self.base = update, base
-        self.lr = torch.full((len(base), 1, 1, 1), update.lr, device=base.device)
-        self.best = torch.full((len(base), 1, 1, 1), torch.inf, device=base.device)
-        self.accepted = self.slope = base
-
-    def _accept(self, params: Tensor, value: Tensor) -> Tensor:
-        change = (params - self.base).flatten(1).square().sum(1)
-        total = (value + self.update.beta / 2 * change)[:, None, None, None]
-        better = total <= self.best
-        self.best = torch.where(better, total, self.best)
-        self.accepted = torch.where(better, params, self.accepted)
-        return better
+        self.lr = torch.full((len(base),), update.lr, device=base.device)
+        self.best = torch.full((len(base),), torch.inf, device=base.device)
+        self.accepted: Tensor | None = None
+        self.slope = torch.zeros((), device=base.device)
 
     def step(self, params: Tensor, value: Tensor, gradient: Tensor, progress: float) -> Tensor:
+        self._check(params, value)
+        beta, accepted = self.update.beta, params if self.accepted is None else self.accepted
+        total = value + beta / 2 * (params - self.base).flatten(1).square().sum(1) if beta else value
+        better = total <= self.best
+        self.best = torch.where(better, total, self.best)
+        self.accepted = torch.where(_per_image(better, params), params, accepted)
+        self.slope = torch.where(_per_image(better, params), gradient, self.slope)
+        self.lr = torch.where(better, self.lr, 0.2 * self.lr)
+        lr = _per_image(self.lr, params)
+        forward = self.accepted - lr * self.slope
+        return (forward + lr * beta * self.base) / (1 + lr * beta) if beta else forward
+
+    def final(self, params: Tensor) -> Tensor:
+        return params if self.accepted is None else self.accepted
+
+    def _check(self, params: Tensor, value: Tensor) -> None:
         if value.ndim != 1:
             raise TypeError(
                 "forward-backward splitting accepts or rejects each image, so its objective is one per image"
             )
-        better = self._accept(params, value)
-        self.slope = torch.where(better, gradient, self.slope)
-        self.lr = torch.where(better, self.lr, 0.2 * self.lr)
-        forward = self.accepted - self.lr * self.slope
-        return (forward + self.lr * self.update.beta * self.base) / (1 + self.lr * self.update.beta)
-
-    def final(self, params: Tensor) -> Tensor:
-        return self.accepted
+        if self.update.beta and params.shape != self.base.shape:
+            raise TypeError(
+                f"forward-backward splitting with beta {self.update.beta:g} holds pixels near those of the base, but "
+                f"this ball moves parameters {list(params.shape)} of images {list(self.base.shape)}; use beta=0, "
+                "another update, or a ball whose parameters are the pixels"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +206,8 @@ class ForwardBackward(Update):
     arXiv 1804.00792, Algorithm 1. Deviation: the accept test uses the objective of the iterate itself.
 
     Raises:
-        TypeError: in a search whose objective is joint: each image is accepted or rejected by its own value.
+        TypeError: in a search whose objective is joint: each image is accepted or rejected by its own value; or one
+            that has a penalty but moves parameters that are not the pixels.
 
     >>> ForwardBackward(lr=0.1).beta
     0.25
@@ -203,7 +216,7 @@ class ForwardBackward(Update):
     lr: float = 0.01
     """First step."""
     beta: float = 0.25
-    """Weight of the penalty on the distance to the base."""
+    """Weight of the penalty on the distance to the base, which is one of pixels; 0 moves parameters of any kind."""
 
     def begin(self, base: Tensor, rng: torch.Generator) -> Stepper:
         return _ForwardBackwardStepper(self, base)

@@ -20,6 +20,13 @@ Pair = tuple[dict[str, Any], dict[str, Any]]
 CONTROLS = ("random-noise", "no-attack")
 """Attacks that are there to be compared with, the stricter first."""
 SCENARIOS = ("from scratch", "fine-tuning", "transfer")
+USUAL_ACCESS = {"from scratch": "grey box", "fine-tuning": "white box", "transfer": "white box"}
+"""What the attacker has unless a study says otherwise, by scenario."""
+ACCESSES = ("white box", "grey box", "black box")
+DEFAULTS = {"tuned": "head", "knows_features": True, "surrogate": None, "adaptive": False}
+"""Settings that older trial.json files lack."""
+_UNITS = ("seed", "victims", "id")
+_MEANS = ("attack", "surrogate", "knows_features", "adaptive")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +62,18 @@ class Cell:
     def scenario(self) -> str:
         """From scratch, fine-tuning or transfer."""
         return scenario_of(self.setting)
+
+    @property
+    def access(self) -> str:
+        """White box, grey box or black box; nothing for a control, which uses none of the attacker's means."""
+        return "" if self.control else access_of(self.setting)
+
+    @cached_property
+    def static(self) -> str:
+        """What an adaptive cell shares with the cell of the attacker who does not know the defences."""
+        return canonical(
+            {name: value for name, value in (DEFAULTS | self.setting).items() if name not in (*_UNITS, "adaptive")}
+        )
 
     @cached_property
     def results(self) -> list[dict[str, Any]]:
@@ -107,12 +126,54 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def recipes_of(learner: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The recipes inside a learner's JSON: of several mixed all, of a wrapper what it wraps, else the learner."""
+    learner = learner or {}
+    if isinstance(learner.get("recipes"), list):
+        return [inner for recipe in learner["recipes"] for inner in recipes_of(recipe)] or [learner]
+    return recipes_of(learner["learner"]) if isinstance(learner.get("learner"), dict) else [learner]
+
+
 def scenario_of(trial: dict[str, Any]) -> str:
-    """How the victim of a trial.json trains."""
-    learner = trial.get("learner") or {}
-    if trial.get("pretrain") or learner.get("trainable") == "head":
+    """How the victim of a trial.json trains.
+
+    >>> scenario_of({"learner": {"type": "recipe"}, "pretrain": {"type": "recipe"}, "tuned": "all"})
+    'fine-tuning'
+    """
+    recipe = recipes_of(trial.get("learner"))[0]
+    if trial.get("pretrain"):
+        return "fine-tuning" if trial.get("tuned") == "all" else "transfer"
+    if recipe.get("trainable") == "head":
         return "transfer"
-    return "fine-tuning" if learner.get("start_from") else "from scratch"
+    return "fine-tuning" if recipe.get("start_from") else "from scratch"
+
+
+def access_of(trial: dict[str, Any]) -> str:
+    """What the attacker of a trial.json has of the victim.
+
+    White box: the weights that the victim starts from. Grey box: its architecture, with weights of the attacker's own.
+    Black box: another architecture.
+
+    >>> (
+    ...     access_of({"learner": {"model": "convnet"}}),
+    ...     access_of({"learner": {"model": "convnet"}, "pretrain": {"a": 1}}),
+    ... )
+    ('grey box', 'white box')
+    >>> access_of({"learner": {"model": "convnet"}, "surrogate": {"model": "resnet18"}})
+    'black box'
+    """
+    victim, surrogate = (recipes_of(trial.get(name) or trial.get("learner")) for name in ("learner", "surrogate"))
+    if {_architecture(recipe) for recipe in victim} != {_architecture(recipe) for recipe in surrogate}:
+        return "black box"
+    start = victim[0].get("start_from")
+    given = start is not None and start == surrogate[0].get("start_from")
+    known = trial.get("pretrain") and trial.get("knows_features", True)
+    return "white box" if known or given else "grey box"
+
+
+def _architecture(recipe: dict[str, Any]) -> str:
+    """What tells architectures apart; training code of the user's own counts as one of its own."""
+    return canonical(recipe.get("model") if recipe.get("type", "recipe") == "recipe" else recipe)
 
 
 def goal_of(trial: dict[str, Any]) -> str:
@@ -129,7 +190,7 @@ def cells(pairs: Iterable[Pair]) -> list[Cell]:
     """Group finished trials; of two with the same seed the one with more victims stays (it includes the other)."""
     groups: dict[str, dict[int, Pair]] = {}
     for trial, result in pairs:
-        key = canonical({name: value for name, value in trial.items() if name not in ("seed", "victims", "id")})
+        key = canonical({name: value for name, value in (DEFAULTS | trial).items() if name not in _UNITS})
         group = groups.setdefault(key, {})
         seed = int(trial.get("seed", 0))
         if seed not in group or trial.get("victims", 1) > group[seed][0].get("victims", 1):
@@ -152,15 +213,23 @@ def _order(cell: Cell) -> tuple:
         canonical(cell.defenses),
         rank,
         cell.attack,
+        ("", *ACCESSES).index(cell.access),
+        canonical(cell.setting["attack"]),
+        canonical(cell.setting.get("surrogate")),
         bool(cell.setting.get("adaptive")),
         canonical(cell.setting),
     )
 
 
 def _place(cell: Cell, *without: str) -> str:
-    """What two cells must share to be compared; an attacker's means (attack, surrogate, adaptive) never count."""
-    skip = {"seed", "victims", "id", "attack", "surrogate", "adaptive", *without}
-    return canonical({name: value for name, value in cell.setting.items() if name not in skip})
+    """What two cells must share to be compared; an attacker's means never count."""
+    skip = {*_UNITS, *_MEANS, *without}
+    return canonical({name: value for name, value in (DEFAULTS | cell.setting).items() if name not in skip})
+
+
+def _means(cell: Cell) -> str:
+    """How the attacker works, but for knowing the defences."""
+    return canonical([(DEFAULTS | cell.setting)[name] for name in _MEANS if name != "adaptive"])
 
 
 def _aim(cell: Cell) -> str:
@@ -183,11 +252,19 @@ def control_of(cell: Cell, others: Sequence[Cell], name: str) -> Cell | None:
 
 
 def undefended(cell: Cell, others: Sequence[Cell]) -> Cell | None:
-    """The same attack on the learner without defences; for an adaptive attack the static one."""
+    """The same attacker against the learner without defences; for an adaptive attack the static one."""
     if not cell.defenses:
         return None
-    same = [o for o in others if not o.defenses and _place(o, "defenses") == _place(cell, "defenses")]
-    return next((o for o in same if canonical(o.setting["attack"]) == canonical(cell.setting["attack"])), None)
+    place, means = _place(cell, "defenses"), _means(cell)
+    same = [o for o in others if not o.defenses and _place(o, "defenses") == place and _means(o) == means]
+    return min(same, key=lambda o: bool(o.setting.get("adaptive")), default=None)
+
+
+def adaptive_of(cell: Cell, others: Sequence[Cell]) -> Cell | None:
+    """The cell that differs from a static, defended one only in that its attacker knows the defences."""
+    if cell.control or not cell.defenses or cell.setting.get("adaptive"):
+        return None
+    return next((o for o in others if o.setting.get("adaptive") and o.static == cell.static), None)
 
 
 def clean(cell: Cell, others: Sequence[Cell]) -> Cell | None:

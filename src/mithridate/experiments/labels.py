@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from mithridate.experiments.cells import CONTROLS, scenario_of
+from mithridate.experiments.cells import CONTROLS, recipes_of, scenario_of
 
 Settings = dict[str, Any]
+_PARTS = ("learner", "surrogate")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Labels:
     def of(cls, trials: Sequence[Settings]) -> Labels:
         """Look at all trials of a study to see which settings tell choices apart."""
         choices = [(c["type"], c) for t in trials for c in (t["attack"], *(t.get("defenses") or ()))]
-        choices += [(_learner_kind(t), t["learner"]) for t in trials if t.get("learner")]
+        choices += [(_learner_kind(t, part), _merged(t[part])) for t in trials for part in _PARTS if t.get(part)]
         seen: dict[str, dict[str, set[str]]] = {}
         for kind, choice in choices:
             for key, value in choice.items():
@@ -39,7 +40,10 @@ class Labels:
         """Attack, and the surrogate where it is not the victim's own recipe; of a control the name alone."""
         attack, surrogate = trial["attack"], trial.get("surrogate")
         label = attack["type"] if attack["type"] in CONTROLS else self._label(attack)
-        return label + (f" via {model_of(surrogate)}" if surrogate else "")
+        if not surrogate:
+            return label
+        suffix = self._suffix(_merged(surrogate), _learner_kind(trial, "surrogate"))
+        return f"{label} via {model_of(surrogate)}{suffix}"
 
     def defense(self, trial: Settings) -> str:
         """Defences joined by " + ", or "none"."""
@@ -48,13 +52,20 @@ class Labels:
     def model(self, trial: Settings) -> str:
         """The victim's architecture."""
         learner = trial.get("learner") or {}
-        return model_of(learner) + self._suffix(learner, _learner_kind(trial))
+        return model_of(learner) + self._suffix(_merged(learner), _learner_kind(trial, "learner"))
+
+    @staticmethod
+    def surrogate(trial: Settings) -> str:
+        """The architecture that the attacker trains."""
+        return model_of(trial.get("surrogate") or trial.get("learner") or {})
 
     @staticmethod
     def data(trial: Settings) -> str:
-        """The data set: its folder or its type."""
+        """The data set: its folder, its name, the function that makes it, or its type."""
         data = trial["data"]
-        path = PurePath(str(data.get("path") or data.get("type") or "data"))
+        if isinstance(data.get("datasets"), dict):
+            return _function_name(data["datasets"])
+        path = PurePath(str(data.get("path") or data.get("name") or data.get("type") or "data"))
         return path.parent.name or path.stem if path.suffix else path.name
 
     def _label(self, choice: Settings) -> str:
@@ -66,14 +77,55 @@ class Labels:
         return f" ({', '.join(parts)})" if parts else ""
 
 
-def _learner_kind(trial: Settings) -> str:
+def _learner_kind(trial: Settings, part: str) -> str:
     """Learners are told apart within a model and a scenario: the recipes of two scenarios always differ."""
-    return f"{scenario_of(trial)}: {model_of(trial.get('learner') or {})}"
+    return f"{part}, {scenario_of(trial)}: {model_of(trial.get(part) or {})}"
+
+
+def _merged(learner: Settings) -> Settings:
+    """A learner's settings on one level: where the recipes of several mixed differ, the values side by side."""
+    recipes = recipes_of(learner)
+    if len(recipes) == 1:
+        return learner
+    merged = {}
+    for key in recipes[0]:
+        values = list(dict.fromkeys(setting(recipe.get(key)) for recipe in recipes))
+        merged[key] = recipes[0][key] if len(values) == 1 else " + ".join(values)
+    return merged
 
 
 def model_of(learner: Settings) -> str:
-    """The architecture a learner trains, else what kind of learner it is."""
-    return str(learner.get("model") or learner.get("type") or "model")
+    """The architecture a learner trains, of several mixed all; of the user's own training code the function's name.
+
+    >>> model_of({"type": "mixed", "recipes": [{"model": "convnet"}, {"model": "resnet18:width=16"}]})
+    'convnet + resnet18:width=16'
+    >>> model_of(
+    ...     {
+    ...         "type": "train-function",
+    ...         "train": {"function": "mine.training:fit", "source": "1f"},
+    ...         "model": None,
+    ...     }
+    ... )
+    'fit'
+    """
+    return " + ".join(dict.fromkeys(_model_name(recipe) for recipe in recipes_of(learner)))
+
+
+def _model_name(recipe: Settings) -> str:
+    named = [recipe.get(key) for key in ("train", "train_fn", "model")]
+    for name in named:
+        if isinstance(name, dict) and "function" in name:
+            return _function_name(name)
+    model = recipe.get("model")
+    if isinstance(model, str) and "." in model.partition(":")[0]:  # package.module:function
+        return model.rpartition(":")[2]
+    return str(model or recipe.get("type") or "model")
+
+
+def _function_name(function: Settings) -> str:
+    """The last part of a function's name in JSON."""
+    name = str(function.get("function", "function")).rpartition(":")[2]
+    return name.rpartition(".")[2].strip("<>") or "function"
 
 
 def setting(value: Any) -> str:
@@ -83,6 +135,8 @@ def setting(value: Any) -> str:
     ('linf:eps=0.5', '0.3', '1, none')
     """
     if isinstance(value, dict):
+        if "function" in value:
+            return str(value["function"])
         rest = ",".join(f"{key}={setting(item)}" for key, item in value.items() if key != "type")
         return ":".join(part for part in (str(value.get("type", "")), rest) if part)
     if isinstance(value, (list, tuple)):

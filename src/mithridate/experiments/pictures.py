@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +50,44 @@ def amplified(base: np.ndarray, image: np.ndarray) -> np.ndarray:
     """The difference times `AMPLIFIED` around middle grey, uint8; what oversteps is clipped."""
     change = AMPLIFIED * (image.astype(float) - base.astype(float))
     return np.clip(128 + change, 0, 255).round().astype(np.uint8)
+
+
+def reduced(image: np.ndarray, side: int) -> np.ndarray:
+    """The image [C, H, W] uint8, made smaller where its longer side has more than `side` pixels.
+
+    >>> reduced(np.zeros((3, 200, 100), dtype=np.uint8), 50).shape
+    (3, 50, 25)
+    """
+    height, width = image.shape[-2:]
+    if max(height, width) <= side:
+        return image
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    planes = [Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BOX) for plane in image]
+    return np.stack([np.asarray(plane) for plane in planes])
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    """What is stored of a poison; nothing where it is not stored or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(folder / "poison.safetensors")
+    except (OSError, SafetensorError):
+        return {}
+
+
+def target(folder: Path) -> np.ndarray | None:
+    """The first target [C, H, W] uint8 beside a stored poison, read without the rest."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / "poison.safetensors", framework="numpy") as stored:
+            images = stored.get_tensor("target")
+    except (OSError, SafetensorError):
+        return None
+    return images[0] if len(images) else None
 
 
 # --- plots -----------------------------------------------------------------------------------------------------------

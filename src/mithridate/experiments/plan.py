@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from mithridate.core.classifier import save_weights
 from mithridate.core.data import ImageData
+from mithridate.core.learners import Mixed
 from mithridate.core.progress import quiet
 from mithridate.core.schema import to_json
 from mithridate.core.training import Fitted, Learner, Recipe, Watch
@@ -140,6 +141,8 @@ def shared_fits(trials: Iterable[Trial]) -> list[Shared]:
     for trial in trials:
         if trial.pretrain is not None:
             need(FEATURES, trial, 1)
+            if trial.access != "white box" and not isinstance(trial.attack, NoAttack):
+                need(FEATURES, trial, len(_recipes(trial.surrogate or trial.learner)), trial.surrogate)
         if isinstance(trial.attack, NoAttack):
             need(CLEAN, trial, trial.victims, trial.learner, trial.defenses)
         elif models := getattr(trial.attack, "surrogates", 0):
@@ -148,12 +151,16 @@ def shared_fits(trials: Iterable[Trial]) -> list[Shared]:
     return list(groups.values())
 
 
+def _recipes(learner: Learner) -> Sequence[Recipe | None]:
+    return learner.recipes if isinstance(learner, Mixed) else [learner.recipe]
+
+
 # --- the probe -------------------------------------------------------------------------------------------------------
 
 
 def _minutes_left(left: Sequence[Trial], made: set[str], store: Store, device: str, workers: int) -> float | None:
     """Estimates the minutes that unfinished trials take; None where a learner trains with code of its own."""
-    if any(trial.learner.recipe is None for trial in left):
+    if any(learner.recipe is None for trial in left for learner in (trial.learner, trial.surrogate or trial.learner)):
         return None
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a probe trains too briefly not to be warned about
@@ -172,16 +179,16 @@ class Probe:
         self.store, self.device, self.scratch = store, device, scratch
         self._known: dict[str, Any] = {}
 
-    def fit(self, trial: Trial, features: bool = False) -> float:
-        """Returns the seconds of one fit without defences: of a victim or surrogate, or of transfer features."""
-        recipe, train = self._recipe(trial, features), self._train(trial)
+    def fit(self, trial: Trial, kind: str = CLEAN) -> float:
+        """Returns the seconds of one fit without defences: of a victim, a surrogate, or pretrained features."""
+        recipe, train = self._recipe(trial, kind), self._train(trial)
         return self._once(("fit", to_json(trial.data), trial.pretrain, recipe), lambda: fit_seconds(recipe, train))
 
     def shared(self, group: Shared) -> float:
         """Returns the seconds of fits that trials share."""
         if group.kind == CLEAN:
             return self.victims(group.trial)
-        return group.models * self.fit(group.trial, features=group.kind == FEATURES)
+        return group.models * self.fit(group.trial, group.kind)
 
     def victims(self, trial: Trial) -> float:
         """Returns the seconds of all victims of a trial, with its defences."""
@@ -190,13 +197,20 @@ class Probe:
 
     def craft(self, trial: Trial) -> float:
         """Returns the seconds that one poison takes, without its surrogates."""
-        key = ("craft", to_json(trial.data), trial.pretrain, self._recipe(trial), trial.attack, trial.threat)
+        key = (
+            "craft",
+            to_json(trial.data),
+            trial.pretrain,
+            self._recipe(trial, SURROGATES),
+            trial.attack,
+            trial.threat,
+        )
         return self._once(key, lambda: self._craft(trial))
 
     def _craft(self, trial: Trial) -> float:
         train = self._train(trial)
         task = trial.threat.draw(train, self.store.data(trial.data, self.device).test, trial.seed)
-        surrogate = Untrained(self._recipe(trial), few(train, 1))
+        surrogate = Untrained(self._recipe(trial, SURROGATES), few(train, 1))
 
         def seconds(attack: Attack) -> float:
             start = time.perf_counter()
@@ -215,18 +229,19 @@ class Probe:
         train = self.store.data(trial.data, self.device).train
         return train if trial.pretrain is None else train.select(train.ids[::2])
 
-    def _recipe(self, trial: Trial, features: bool = False) -> Recipe:
-        recipe = trial.pretrain if features else trial.learner.recipe
+    def _recipe(self, trial: Trial, kind: str) -> Recipe:
+        learner = (trial.surrogate if kind == SURROGATES else None) or trial.learner
+        recipe = trial.pretrain if kind == FEATURES else learner.recipe
         assert recipe is not None
-        if features or trial.pretrain is None:
+        if kind == FEATURES or trial.pretrain is None:
             return recipe
-        body = self._once(("body", to_json(trial.data), trial.pretrain), lambda: self._body(trial))
-        return replace(recipe, start_from=body, trainable="head")
+        pretrain = replace(trial.pretrain, model=recipe.model)
+        body = self._once(("body", to_json(trial.data), pretrain), lambda: self._body(trial, pretrain))
+        return replace(recipe, start_from=body, trainable=trial.tuned)
 
-    def _body(self, trial: Trial) -> Path:
-        assert trial.pretrain is not None
+    def _body(self, trial: Trial, pretrain: Recipe) -> Path:
         train, path = self._train(trial), self.scratch / f"{len(self._known)}.safetensors"
-        save_weights(replace(trial.pretrain, epochs=1).fit([few(train, 1)], [0]).models[0], path)
+        save_weights(replace(pretrain, epochs=1).fit([few(train, 1)], [0]).models[0], path)
         return path
 
     def _once(self, key: object, make: Callable[[], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Recipes, scenarios and audits that are known to work, as functions that return plain values. Numbers have reasons.
+"""Recipes and audits that are known to work, as functions that return plain values. Numbers have reasons.
 
 A preset is a starting point to copy and change (``dataclasses.replace``), not a mode: nothing else looks at its name.
 """
@@ -6,20 +6,21 @@ A preset is a starting point to copy and change (``dataclasses.replace``), not a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mithridate.core.balls import AnyImage, Linf, Patch
+from mithridate.core.balls import Linf, Patch
+from mithridate.core.learners import Mixed
 from mithridate.core.schema import nearest
 from mithridate.core.sources import DataSource, source
 from mithridate.core.training import Learner, Recipe
 from mithridate.core.transforms import Flip, Shift
-from mithridate.poisoning.attack import Attack
+from mithridate.experiments.panels import Panel
+from mithridate.experiments.scenarios import at_home, usual_threat
 from mithridate.poisoning.attacks.badnets import BadNets
 from mithridate.poisoning.attacks.poison_frogs import PoisonFrogs
 from mithridate.poisoning.attacks.witches_brew import WitchesBrew
-from mithridate.poisoning.defense import Defense
 from mithridate.poisoning.defenses.mixup import Mixup
 from mithridate.poisoning.defenses.partition_vote import PartitionVote
 from mithridate.poisoning.defenses.spectral_signatures import SpectralSignatures
@@ -66,108 +67,7 @@ def small_source(path: str | Path) -> DataSource:
     return source(path, per_class=500)
 
 
-# --- scenarios -------------------------------------------------------------------------------------------------------
-
-
-class Scenario(NamedTuple):
-    """How victims come to their weights."""
-
-    learner: Learner
-    """Trains the victims."""
-    pretrain: Recipe | None = None
-    """Transfer: trains the features first, on the half of the rows that is never poisoned."""
-
-
-def transfer(recipe: Recipe) -> tuple[Recipe, Recipe]:
-    """Returns (pretrain, learner) for transfer learning: features from one half of the rows, a new head on the other.
-
-    >>> pretrain, head = transfer(small_recipe())
-    >>> pretrain == small_recipe(), head.transforms
-    (True, ())
-    """
-    head = replace(
-        recipe,
-        transforms=(),  # features are then computed once and the head is solved to convergence
-        weight_decay=1e-5,  # a head far from interpolation would ignore a single poison, and real heads are close to it
-    )
-    return recipe, head
-
-
-def from_scratch(recipe: Recipe) -> Scenario:
-    """Every victim starts from random weights, or from `start_from` where the recipe has one."""
-    return Scenario(recipe)
-
-
-def on_frozen_features(recipe: Recipe) -> Scenario:
-    """Every victim is a new head on features that were trained on other rows."""
-    pretrain, head = transfer(recipe)
-    return Scenario(head, pretrain)
-
-
-SCENARIOS: dict[str, Callable[[Recipe], Scenario]] = {"from-scratch": from_scratch, "transfer": on_frozen_features}
-"""By the name people type."""
-
-
-def scenario(name: str, recipe: Recipe) -> Scenario:
-    """Returns the scenario of that name for a recipe.
-
-    Raises:
-        ValueError: No such scenario; the message names the nearest one.
-
-    >>> scenario("transfer", digits_recipe()).pretrain == digits_recipe()
-    True
-    """
-    if name not in SCENARIOS:
-        raise ValueError(f"no scenario is called {name!r}; {nearest(name, SCENARIOS)}")
-    return SCENARIOS[name](recipe)
-
-
-def home_scenario(attack: Attack) -> str:
-    """Returns the scenario that an attack's paper is about: feature collision is about fixed features.
-
-    >>> home_scenario(PoisonFrogs()), home_scenario(WitchesBrew())
-    ('transfer', 'from-scratch')
-    """
-    return "transfer" if isinstance(attack, PoisonFrogs) else "from-scratch"
-
-
-def usual_threat(attack: Attack) -> ThreatModel:
-    """Returns the dose of an attack's paper, in the form that fits the attack's settings.
-
-    >>> usual_threat(BadNets(clean_label=True)).relabel
-    False
-    """
-    if isinstance(attack, BadNets) and attack.clean_label:
-        return replace(attack.threat, relabel=False, poison_class="intended")
-    return attack.threat
-
-
 # --- audits ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One attack at one dose in one scenario: what is read together, with the controls beside it."""
-
-    attack: Attack
-    """Crafts the poison."""
-    threat: ThreatModel
-    """What it may do: its dose."""
-    scenario: Scenario
-    """How the victims train."""
-    defenses: tuple[tuple[Defense, ...], ...] = ()
-    """Each entry is one stack of defences; the undefended learner is always measured too."""
-    trials: int = 20
-    """Cases drawn: independent targets, or for a backdoor independent poisons."""
-    victims: int = 1
-    """Models trained on each poison."""
-    clean_victims: int = 8
-    """Models trained on clean data, shared by all cases."""
-
-    def __post_init__(self) -> None:
-        for name in ("trials", "victims", "clean_victims"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
 
 
 def digits_audit(recipe: Recipe | None = None) -> list[Panel]:
@@ -181,19 +81,19 @@ def digits_audit(recipe: Recipe | None = None) -> list[Panel]:
         Panel(
             attack=BadNets(),  # 2 x 2 pixels in a corner, labels changed
             threat=replace(BadNets.threat, budget=0.02, ball=Patch(area=0.1), goal=Backdoor()),  # 20 of 1,000 images
-            scenario=from_scratch(recipe),
+            scenario=at_home(BadNets(), recipe),
             defenses=(
                 (Mixup(),),  # known not to stop patches
                 (SpectralSignatures(contamination=0.02),),  # told the true share, as the paper assumes
                 (PartitionVote(parts=10),),  # 100 images a part: 11 or more leave too few to learn from
             ),
-            trials=6,  # the fewest with which an exact test can show anything: 6 of 6 against 0 of 6
+            trials=9,  # the fewest that show 9 of 9 against 0 of 9 as one of this audit's seven comparisons
             clean_victims=3,  # an interval for accuracy needs two or more
         ),
         Panel(
             attack=PoisonFrogs(steps=400),  # 1,000 succeed no more often here, 150 less often
             threat=PoisonFrogs.threat,  # one image, changed without bound but for the paper's penalty
-            scenario=on_frozen_features(recipe),
+            scenario=at_home(PoisonFrogs(), recipe),
             defenses=((SpectralSignatures(contamination=0.02),),),
             trials=20,  # a trial costs a second: features are trained once
             clean_victims=3,
@@ -201,7 +101,7 @@ def digits_audit(recipe: Recipe | None = None) -> list[Panel]:
         Panel(
             attack=WitchesBrew(steps=100, surrogates=2),  # more steps lower the loss, not the success, at this size
             threat=ThreatModel(budget=0.05, ball=Linf(eps=32 / 255)),  # half of the intended class; less shows nothing
-            scenario=from_scratch(recipe),
+            scenario=at_home(WitchesBrew(), recipe),
             trials=6,
             clean_victims=3,
         ),
@@ -217,7 +117,7 @@ def small_audit(recipe: Recipe | None = None) -> list[Panel]:
                 steps=250, surrogates=2
             ),  # the paper's steps; two nets, since one overfits its own weights
             threat=ThreatModel(budget=0.02, ball=Linf(eps=16 / 255)),  # 100 of 5,000 images
-            scenario=from_scratch(recipe),
+            scenario=at_home(WitchesBrew(), recipe),
             defenses=((Mixup(),), (SpectralSignatures(contamination=0.02),)),
             trials=20,  # power .58 / .87 / .98 at a true success of 30 / 40 / 50 %
             clean_victims=8,
@@ -225,19 +125,25 @@ def small_audit(recipe: Recipe | None = None) -> list[Panel]:
     ]
 
 
-def general_audit(recipe: Recipe | None = None) -> list[Panel]:
-    """Returns an audit of data and a recipe that nothing is known about: every attack at its paper's dose."""
-    recipe = Recipe() if recipe is None else recipe
-    defenses = ((Mixup(),), (SpectralSignatures(),), (PartitionVote(),))
+def general_audit(learner: Learner | None = None) -> list[Panel]:
+    """Returns an audit of data and a learner that nothing is known about: every attack at its paper's dose.
+
+    Where the user's own code trains, defences that change a recipe and attacks on frozen features are left out.
+    """
+    learner = Recipe() if learner is None else learner
+    wrapping = ((SpectralSignatures(),), (PartitionVote(),))
+    changing = ((Mixup(),),) if isinstance(learner, (Recipe, Mixed)) else ()
+    attacks = (BadNets(), PoisonFrogs(), WitchesBrew()) if isinstance(learner, Recipe) else (BadNets(), WitchesBrew())
     return [
-        Panel(attack=BadNets(), threat=BadNets.threat, scenario=from_scratch(recipe), defenses=defenses, trials=6),
         Panel(
-            attack=PoisonFrogs(),
-            threat=replace(PoisonFrogs.threat, ball=AnyImage()),
-            scenario=on_frozen_features(recipe),
-            defenses=defenses[1:],  # mixing inputs would mean to compute features again at every step
-        ),
-        Panel(attack=WitchesBrew(), threat=WitchesBrew.threat, scenario=from_scratch(recipe), defenses=defenses),
+            attack=attack,
+            threat=usual_threat(attack),
+            scenario=(place := at_home(attack, learner)),
+            defenses=wrapping if place.pretrain is not None else (*changing, *wrapping),  # mixing images would mean
+            # to compute frozen features again at every step
+            trials=9 if isinstance(attack, BadNets) else 20,
+        )
+        for attack in attacks
     ]
 
 

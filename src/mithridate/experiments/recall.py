@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mithridate.core.training import Prediction, Predictor, Recipe
+from mithridate.core.ensemble import Ensemble
+from mithridate.core.training import Prediction, Predictor, predictor_of
 
 
 class Memory:
@@ -42,9 +43,13 @@ class Memory:
         while self.size > self.limit:
             self.size -= self._values.popitem(last=False)[1][1]
 
+    def drop(self, key: Any) -> None:
+        """Forgets a value."""
+        self.size -= self._values.pop(key, (None, 0))[1]
+
 
 class Member(NamedTuple):
-    """One stored model."""
+    """One finished model."""
 
     fit: str
     """Id of its fit."""
@@ -53,13 +58,13 @@ class Member(NamedTuple):
     kept: Tensor | None
 
 
-def remembering(recipe: Recipe, members: Sequence[Member], memory: Memory) -> Predictor:
+def remembering(members: Sequence[Member], memory: Memory) -> Predictor:
     """Returns a predictor that answers for images it has seen without running the model.
 
     The clean victims of a study meet the same test images in every trial. The key is the content of the images; a model
     that was changed since it was read is asked itself.
     """
-    alone = [recipe.fitted([m.module], {}, [m.kept]).predictor for m in members]
+    alone = [predictor_of(Ensemble([member.module])) for member in members]
     versions = [_version(m.module) for m in members]
 
     def predict(images: Tensor) -> Prediction:

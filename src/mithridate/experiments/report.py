@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from mithridate.experiments import pictures, words
-from mithridate.experiments.cautions import cautions
+from mithridate.experiments import headline, pictures, words
+from mithridate.experiments.cautions import Caution, Kind, cautions
 from mithridate.experiments.cells import Pair, canonical
+from mithridate.experiments.drilldown import Thumbnails, drilldown
+from mithridate.experiments.exhibits import exhibits
+from mithridate.experiments.heatmaps import anchors, heatmaps, transfer_grids
 from mithridate.experiments.power import what_n_shows
+from mithridate.experiments.rates import rate
 from mithridate.experiments.table import Row, Table, table
 
 SCHEMA = 1
-SHOWN_POISONS = 8
-"""Poisons shown per attack."""
-SHOWN_TARGETS = 2
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError)
+"""What reading a damaged file can raise."""
+SPELT_OUT = 6
+"""Up to this many verdicts are read one by one; of more, each attack is summed up first."""
+LONGEST_PLOT = 12
+"""A plot with more lines than this is folded away: the heat map says the same in less room."""
 
 
 @dataclass
@@ -32,6 +38,7 @@ class Collected:
     problems: list[str] = field(default_factory=list)
     """Trials that failed, did not finish or cannot be read: one line each."""
     study: dict[str, Any] = field(default_factory=dict)
+    table: Table = field(default_factory=lambda: Table(()))
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
@@ -54,7 +61,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     path = folder / "report.html" if out is None else Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    draft.write_text(render(table(collected.pairs), collected, folder), encoding="utf-8")
+    draft.write_text(render(collected, folder), encoding="utf-8")
     draft.replace(path)
     return path
 
@@ -69,10 +76,14 @@ def collect(folder: Path) -> Collected:
     if not trials:
         raise ValueError(f"{folder} has no trials/ folder with trials in it; expected the results folder of a study")
     found = Collected()
-    for path in trials:
-        pair, problem = _read_trial(path)
-        found.pairs += [pair] if pair else []
-        found.problems += [problem] if problem else []
+    read = [_read_trial(path) for path in trials]
+    try:
+        found.table = table(pair for pair, _, _ in read if pair)
+    except DAMAGED:  # one of them at least; look at each alone
+        read = [_checked(*trial) for trial in read]
+        found.table = table(pair for pair, _, _ in read if pair)
+    found.pairs = [pair for pair, _, _ in read if pair]
+    found.problems = [problem for _, problem, _ in read if problem]
     try:
         found.study = dict(json.loads((folder / "study.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
@@ -80,23 +91,40 @@ def collect(folder: Path) -> Collected:
     return found
 
 
-def _read_trial(path: Path) -> tuple[Pair | None, str | None]:
-    """(trial, result) of one folder, or a line that says why not."""
+class Read(NamedTuple):
+    """One trial's folder: what is in it, or a line that says why it cannot be used."""
+
+    pair: Pair | None
+    problem: str | None
+    name: str
+
+
+def _read_trial(path: Path) -> Read:
     try:
         trial = json.loads((path / "trial.json").read_text(encoding="utf-8"))
         name = f"{trial['attack']['type']}, seed {trial.get('seed', 0)} ({path.name})"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return None, f"{path.name}: its settings cannot be read ({type(error).__name__})"
+    except DAMAGED as error:
+        return Read(None, f"{path.name}: its settings cannot be read ({type(error).__name__})", path.name)
     if not (path / "result.json").exists():
-        return None, f"{name}: {_failure(path)}"
+        return Read(None, f"{name}: {_failure(path)}", name)
     try:
         result = json.loads((path / "result.json").read_text(encoding="utf-8"))
         if result.get("schema") != SCHEMA:
-            return None, f"{name}: its result has schema {result.get('schema')!r}, this version reads {SCHEMA}"
-        table([(trial, result)])  # whatever is missing in it shows here, not half way through the report
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        return None, f"{name}: its result cannot be read ({type(error).__name__}: {error})"
-    return (trial, result), None
+            return Read(
+                None, f"{name}: its result has schema {result.get('schema')!r}, this version reads {SCHEMA}", name
+            )
+    except DAMAGED as error:
+        return Read(None, f"{name}: its result cannot be read ({type(error).__name__}: {error})", name)
+    return Read((trial, result), None, name)
+
+
+def _checked(pair: Pair | None, problem: str | None, name: str) -> Read:
+    """The trial, if a table can be made of it alone."""
+    try:
+        table([pair] if pair else [])
+    except DAMAGED as error:
+        return Read(None, f"{name}: its result cannot be read ({type(error).__name__}: {error})", name)
+    return Read(pair, problem, name)
 
 
 def _failure(path: Path) -> str:
@@ -113,9 +141,10 @@ def _failure(path: Path) -> str:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def render(made: Table, collected: Collected, folder: Path) -> str:
+def render(collected: Collected, folder: Path) -> str:
     """The page as text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup, escape
 
     environment = Environment(
         loader=PackageLoader("mithridate.experiments"),
@@ -125,41 +154,57 @@ def render(made: Table, collected: Collected, folder: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters["tied"] = words.tied
-    environment.globals |= {name: getattr(words, name) for name in ("counted", "p_text", "signed", "span", "setting")}
-    environment.globals |= {"percent": words.percent, "amplified": pictures.AMPLIFIED}
-    rows, attacks = made.rows, [row for row in made.rows if not row.control]
+    environment.filters["coded"] = lambda text: Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    environment.globals |= {name: getattr(words, name) for name in ("counted", "p_texts", "signed", "span", "setting")}
+    environment.globals |= {"percent": words.percent, "amplified": pictures.AMPLIFIED, "counts": _counts}
+    rows = collected.table.rows
+    attacks = [row for row in rows if not row.control]
+    thumbnails, named = Thumbnails(folder), anchors(rows)
     return environment.get_template("report.html.j2").render(
-        title=_title(rows),
-        headline=_headline(attacks),
+        title=headline.title(rows),
+        headline=headline.headline(attacks),
+        briefs=headline.briefs(rows) if len(attacks) > SPELT_OUT else [],
+        standings=headline.STANDINGS,
         verdicts=[(words.standing(row), words.verdict(row, rows)) for row in attacks],
-        defenses=made.defenses(),
+        defenses=collected.table.defenses(),
+        maps=heatmaps(rows),
+        grids=transfer_grids(rows),
         scenes=[(scene, _columns(scene.rows)) for scene in words.scenes(rows)],
         forest=pictures.forest(rows, "forest"),
+        long_forest=len(attacks) > LONGEST_PLOT,
         costs=pictures.costs(rows, "costs"),
-        grids=grids(attacks, folder),
-        cautions=cautions(rows),
+        exhibits=exhibits(attacks, folder),
+        drills=drilldown(rows, thumbnails),
+        thumbnails=thumbnails.symbols(),
+        anchor=lambda row: named[id(row)],
+        cautions=_grouped(cautions(rows)),
         problems=Counter(collected.problems),
         methods=_methods(collected.pairs),
         machine=_machine(collected.pairs),
-        power=[what_n_shows(n) for n in sorted({row.against.paired.pairs for row in attacks if row.against})],
+        example=rate([[1]] * 3 + [[0]] * 17),
+        power=_power(attacks),
+        comparisons=max((row.against.comparisons for row in attacks if row.against), default=0),
         command=collected.study.get("command"),
         finished=len(collected.pairs),
     )
 
 
-def _title(rows: Sequence[Row]) -> str:
-    names = [sorted({getattr(row, name) for row in rows}) for name in ("model", "data")]
-    return " on ".join(", ".join(name) for name in names) if rows else "no finished trials"
+def _counts(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _headline(attacks: Sequence[Row]) -> str:
-    if not attacks:
-        return "No attack has finished, so nothing is shown."
-    shown, weak = (sum(words.standing(row) == word for row in attacks) for word in ("shown", "weak"))
-    settings = "attack setting" if len(attacks) == 1 else "attack settings"
-    verb = "is" if shown == 1 or len(attacks) == 1 else "are"
-    more = f"; {weak} to beat no attack, where random noise was not run" if weak else ""
-    return f"{shown} of {len(attacks)} {settings} {verb} shown to beat the control{more}."
+def _grouped(found: Sequence[Caution]) -> list[tuple[Kind, list[str]]]:
+    """Cautions by kind, each kind explained once."""
+    groups: dict[str, tuple[Kind, list[str]]] = {}
+    for text, kind in found:
+        groups.setdefault(kind.name, (kind, []))[1].append(text)
+    return list(groups.values())
+
+
+def _power(attacks: Sequence[Row]) -> list[str]:
+    """What the numbers of cases in this study can show."""
+    numbers = sorted({(row.against.paired.pairs, row.against.comparisons) for row in attacks if row.against})
+    return [what_n_shows(pairs, comparisons=comparisons) for pairs, comparisons in numbers]
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, bool]:
@@ -215,86 +260,3 @@ def _duration(seconds: float) -> str:
         if seconds < 7200
         else f"{seconds / 3600:.1f} h"
     )
-
-
-# --- the poisons -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One poison: data URIs and how far it moved."""
-
-    row: int
-    poison: str
-    clean: str | None
-    difference: str | None
-    moved: str
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Poisons of one attack, and the target beside."""
-
-    title: str
-    note: str
-    target: str
-    """What the targets are."""
-    targets: list[str]
-    items: list[Shown]
-
-
-def grids(attacks: Sequence[Row], folder: Path) -> list[Grid]:
-    """Pictures of each attack's poison: of its first case whose poison is stored, once per place and threat model."""
-    found: dict[tuple[str, ...], Grid] = {}
-    for row in attacks:
-        defended = row.defense if row.adaptive else ""
-        key = (words.where(row, attacks), row.attack, str(row.budget), defended)
-        if key not in found:
-            grid = next(filter(None, (_grid(row, pair, folder, attacks) for pair in row.cell.trials.values())), None)
-            found |= {key: grid} if grid else {}
-    return list(found.values())
-
-
-def _grid(row: Row, pair: Pair, folder: Path, attacks: Sequence[Row]) -> Grid | None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    poison = pair[1].get("poison") or {}
-    try:
-        tensors = load_file(folder / "poisons" / str(poison.get("id")) / "poison.safetensors")
-        rows, images = tensors["rows"], tensors["images"]
-    except (OSError, KeyError, SafetensorError):
-        return None
-    count = len(rows)
-    if not count:
-        return None
-    base, case = tensors.get("base"), pair[1].get("case") or {}
-    picks = np.unique(np.linspace(0, count - 1, min(SHOWN_POISONS, count)).round().astype(int))
-    items = [_shown(int(rows[i]), images[i], None if base is None else base[i]) for i in picks]
-    place = words.where(row, attacks)
-    relabelled = f" ({poison['relabelled']:,} of them relabelled)" if poison.get("relabelled") else ""
-    defended = f", knowing {row.defense}" if row.adaptive and row.defense != "none" else ""
-    return Grid(
-        title=f"{row.attack}{defended}{f', {place}' if place else ''}",
-        note=f"{len(items)} of {count:,} poisons of case {pair[0].get('seed', 0)}{relabelled}. {_aim(row, case)}",
-        target="test image, no trigger yet" if row.triggered else "target",
-        targets=[pictures.png(image) for image in tensors.get("target", [])[:SHOWN_TARGETS]],
-        items=items,
-    )
-
-
-def _aim(row: Row, case: dict[str, Any]) -> str:
-    true, wanted = (sorted(set(case.get(key) or ())) for key in ("target_classes", "intended"))
-    wants = f"wanted answer “{', '.join(wanted)}”" if wanted else ""
-    if row.triggered:
-        return f"Trigger on any test image; {wants}."
-    return f"True class of the target “{', '.join(true)}”, {wants}." if true else ""
-
-
-def _shown(row: int, image: np.ndarray, base: np.ndarray | None) -> Shown:
-    if base is None:
-        return Shown(row, pictures.png(image), None, None, "clean image not stored")
-    change = image.astype(float) - base.astype(float)
-    moved = f"Linf {np.abs(change).max():.0f}/255, L2 {np.linalg.norm(change) / 255:.2f}"
-    difference = pictures.png(pictures.amplified(base, image))
-    return Shown(row, pictures.png(image), pictures.png(base), difference, moved)

@@ -1,4 +1,4 @@
-"""Intervals and tests that fit a few targets, each with a few victims.
+"""Intervals and tests that fit a few targets, each with a few victims; rates have theirs in `rates`.
 
 Everything here is a pure function of plain numbers. Three conventions hold throughout:
 
@@ -114,90 +114,6 @@ def percent(share: float) -> str:
     return f"{value:.0f}"
 
 
-def intraclass_correlation(outcomes: Outcomes) -> float:
-    """How alike the outcomes of one target are, in [0, 1]: the one-way ANOVA estimator, clipped.
-
-    1 where victims of the same target never disagree (also when all targets agree with each other, where the estimator
-    is 0 / 0: nothing shows that victims are independent, so none count as such) and where no target has two victims.
-
-    Reference: Ridout, Demetrio, Firth. "Estimating intraclass correlation for binary data". Biometrics 55, 1999, the
-    ANOVA estimator with n0 for unequal group sizes.
-
-    >>> intraclass_correlation([[1, 1], [0, 0], [1, 1]])
-    1.0
-    """
-    groups = [np.asarray(g, dtype=float) for g in outcomes if len(g)]
-    sizes = np.array([len(g) for g in groups], dtype=float)
-    total, count = sizes.sum(), len(groups)
-    if count < 2 or total == count:
-        return 1.0
-    means = np.array([g.mean() for g in groups])
-    grand = (sizes * means).sum() / total
-    between = (sizes * (means - grand) ** 2).sum() / (count - 1)
-    within = sum(float(((g - m) ** 2).sum()) for g, m in zip(groups, means, strict=True)) / (total - count)
-    if within == 0:
-        return 1.0
-    typical = (total - (sizes**2).sum() / total) / (count - 1)
-    return float(np.clip((between - within) / (between + (typical - 1) * within), 0.0, 1.0))
-
-
-def effective_n(outcomes: Outcomes) -> float:
-    """Independent outcomes worth as much as these correlated ones: n / (1 + (V - 1) rho).
-
-    V is the mean number of victims per target weighted by victims (for equal numbers: that number; Kish's design effect
-    otherwise) and rho is `intraclass_correlation`. The result lies between the number of targets and n.
-
-    >>> effective_n([[1, 1], [0, 0], [1, 1]]), effective_n([[1], [0], [0]])
-    (3.0, 3.0)
-    """
-    sizes = np.array([len(g) for g in outcomes if len(g)], dtype=float)
-    if not len(sizes):
-        return 0.0
-    total = sizes.sum()
-    victims = (sizes**2).sum() / total
-    worth = total / (1 + (victims - 1) * intraclass_correlation(outcomes))
-    return float(np.clip(worth, len(sizes), total))
-
-
-def wilson(share: float, n: float, quantile: float | None = None) -> tuple[float, float]:
-    """Wilson's score interval; `n` need not be whole. `quantile` replaces the normal 97.5 % point.
-
-    Reference: Wilson. "Probable inference, the law of succession, and statistical inference". JASA 22, 1927.
-
-    >>> [round(x, 3) for x in wilson(3 / 20, 20)]
-    [0.052, 0.36]
-    """
-    if n <= 0:
-        return 0.0, 1.0
-    z = stats.norm.ppf(0.5 + CONFIDENCE / 2) if quantile is None else quantile
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # at the ends the interval touches 0 or 1 exactly; rounding would leave 1e-17
-    return float(0.0 if share == 0 else centre - half), float(1.0 if share == 1 else centre + half)
-
-
-def rate(outcomes: Outcomes) -> Rate:
-    """Success share of ``outcomes[target][victim]`` with a Wilson interval on `effective_n`.
-
-    Where targets have several victims the correlation is itself estimated from that many targets, so the normal
-    quantile gives way to Student's t with targets - 1 degrees of freedom: simulated coverage for 3 to 10 targets with
-    8 victims falls to 85 % with the former and stays at 93 % or more with the latter.
-
-    >>> print(rate([[1], [0], [0], [1]]))
-    50 % (15 to 85 %; 2 of 4)
-    """
-    groups = [g for g in outcomes if len(g)]
-    if not groups:
-        return Rate(0, 0, 0.0, 0.0, 1.0)
-    count = sum(len(g) for g in groups)
-    successes = float(sum(sum(g) for g in groups))
-    worth = effective_n(groups)
-    repeated = count > len(groups) > 1
-    quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(groups) - 1)) if repeated else None
-    low, high = wilson(successes / count, worth, quantile)
-    return Rate(int(successes) if successes.is_integer() else successes, count, worth, low, high)
-
-
 def mean(values: Numbers) -> Mean:
     """Mean of independent values with Student's t interval (none for fewer than two values).
 
@@ -259,6 +175,27 @@ def paired_exact(first: Outcomes, second: Outcomes, alternative: str = "greater"
     decided = wins + losses
     p = float(stats.binomtest(wins, decided, 0.5, alternative=alternative).pvalue) if decided else 1.0
     return PairedSuccess(len(steps), wins, losses, p)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float]:
+    """p-values adjusted for being read together, in their order: whatever is at most `LEVEL` then is shown.
+
+    The chance of even one false claim among all of them stays below the level, whatever depends on what. A p-value that
+    is missing (None or NaN) was no test: it stays NaN and counts for nothing.
+
+    Reference: Holm. "A simple sequentially rejective multiple test procedure". Scandinavian Journal of Statistics 6,
+    1979.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted = [math.nan] * len(p_values)
+    tests = sorted((p, place) for place, p in enumerate(p_values) if p is not None and not math.isnan(p))
+    largest = 0.0
+    for rank, (p, place) in enumerate(tests):
+        largest = max(largest, min(1.0, (len(tests) - rank) * p))
+        adjusted[place] = largest
+    return adjusted
 
 
 def paired_margin(first: Numbers, second: Numbers) -> PairedMargin:

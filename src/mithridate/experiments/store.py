@@ -33,6 +33,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mithridate.core.data import ImageData
+from mithridate.core.ensemble import Ensemble
+from mithridate.core.learners import Mixed, TrainFunction
 from mithridate.core.progress import track
 from mithridate.core.schema import SCHEMA, from_json, identity, resumable, to_json
 from mithridate.core.sources import DataSource
@@ -48,6 +50,8 @@ WEIGHTS = "weights.safetensors"
 SHOWN_TARGETS = 16
 """Target images kept beside a poison for the report; a backdoor has a thousand."""
 REMEMBERED_BYTES = 64 * 2**20
+UNSTORED_BYTES = 2 * 2**30
+"""For models that cannot go to disk: what is forgotten of them is trained again."""
 DATA_SETS_IN_MEMORY = 2
 
 
@@ -90,6 +94,7 @@ class Store:
         self.folder = Path(folder)
         self.predictions = Memory(REMEMBERED_BYTES)
         self.members = Memory(REMEMBERED_BYTES)
+        self.unstored = Memory(UNSTORED_BYTES)
         self.fit_of: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
         """Which stored fit a module was read from."""
         self._session = uuid.uuid4().hex
@@ -128,12 +133,12 @@ class Store:
         with making(self.fit_folder(fit.id), "fit.json", wait=wait) as partial:
             if partial is None:
                 return
-            fitted = fit.recipe.fit([fit.data], [fit.seed])
+            fitted = fit.learner.fit([fit.data], [fit.seed])
             kept = fitted.kept[0] if fitted.kept else None
             save_file(_plain(fitted.models[0].state_dict()), partial / WEIGHTS)
             notes = {
                 "schema": SCHEMA,
-                "recipe": to_json(fit.recipe),
+                "recipe": to_json(fit.learner),
                 "data": fit.fingerprint,
                 "classes": fit.data.classes,
                 "shape": fit.data.shape,
@@ -146,7 +151,7 @@ class Store:
             write_json(partial / "fit.json", notes)
 
     def read_fit(self, fit: Fit) -> Member:
-        """Rebuilds a stored member: the untrained module of the recipe, and the stored weights in it.
+        """Rebuilds a stored member: the untrained module of the learner, and the stored weights in it.
 
         Raises:
             ValueError: The stored files are damaged.
@@ -156,7 +161,7 @@ class Store:
             notes = read_json(folder / "fit.json")
             if notes["weights"] != digest(folder / WEIGHTS):
                 raise ValueError(f"{WEIGHTS} is not the file that was stored")
-            module = fit.recipe.module(fit.data, fit.seed)
+            module = fit.learner.module(fit.data, fit.seed)
             module.load_state_dict(load_file(folder / WEIGHTS))
             for name in notes["frozen"]:
                 module.get_parameter(name).requires_grad_(False)
@@ -230,12 +235,13 @@ def load_model(folder: str | Path) -> nn.Module:
     """
     folder = Path(folder)
     notes = read_json(folder / "fit.json")
-    recipe = from_json(notes["recipe"], Learner).recipe
-    if recipe is None:
+    learner = from_json(notes["recipe"], Learner)
+    if isinstance(learner, Recipe):
+        learner = replace(learner, start_from=None, trainable="all", fresh_head=False)
+    elif not isinstance(learner, TrainFunction):
         raise ValueError(f"{folder} holds no recipe; was it written by mithridate?")
-    recipe = replace(recipe, start_from=None, trainable="all")
     blank = torch.zeros(2, *notes["shape"], dtype=torch.uint8)  # sizes the model; its numbers come from the file
-    module = recipe.module(ImageData(blank, torch.tensor([0, 1]), tuple(notes["classes"])), notes["seed"])
+    module = learner.module(ImageData(blank, torch.tensor([0, 1]), tuple(notes["classes"])), notes["seed"])
     module.load_state_dict(load_file(folder / WEIGHTS))
     return module.eval()
 
@@ -244,10 +250,10 @@ def load_model(folder: str | Path) -> nn.Module:
 
 
 class Fit(NamedTuple):
-    """One member to train: its identity is recipe, content of the data, seed; `start_from` counts by its content."""
+    """One member to train: its identity is learner, content of the data, seed; `start_from` counts by its content."""
 
     id: str
-    recipe: Recipe
+    learner: Recipe | TrainFunction
     data: ImageData
     fingerprint: str
     seed: int
@@ -256,8 +262,10 @@ class Fit(NamedTuple):
 class Stored(Learner):
     """A learner whose fits come from a results folder and go there.
 
-    Only plain recipes are stored; other learners are passed on. A fit is returned as read back from disk, fresh or not,
-    so that a resumed study equals an uninterrupted one to the bit. A watched fit is trained again: it must run.
+    Recipes are stored, alone or mixed, and so is training code of the user's own where something says how to build its
+    module; where nothing does, its models are shared inside this process. Other learners are passed on. A stored fit
+    is returned as read back from disk, fresh or not, so that a resumed study equals an uninterrupted one to the bit. A
+    watched fit is trained again: it must run.
 
     Args:
         learner: What trains.
@@ -285,25 +293,28 @@ class Stored(Learner):
         watch: Watch | None = None,
     ) -> Fitted:
         """Returns one member per (data set, seed), each trained or read."""
-        recipe = self.learner
-        if watch is not None or not isinstance(recipe, Recipe):
-            return recipe.fit(datasets, seeds, trusted=trusted, watch=watch)
-        fits = self._fits(recipe, datasets, seeds)
+        learners = _parts(self.learner, len(seeds))
+        if watch is not None or learners is None:
+            return self.learner.fit(datasets, seeds, trusted=trusted, watch=watch)
+        fits = self._fits(learners, datasets, seeds)
+        on_disk = [fit for fit in fits if _rebuilt(fit.learner)]
         for wait in (False, True):  # first what no other worker is making, then wait for what they make
-            for fit in track(fits, "training", total=len(fits)):
+            for fit in track(on_disk, "training", total=len(on_disk)):
                 self.store.keep_fit(fit, wait=wait)
-        members = [self._member(fit) for fit in fits]
+        members = [self._member(fit) if _rebuilt(fit.learner) else self._unstored(fit) for fit in fits]
         history = {name: [m.history[name] for m in members] for name in members[0].history} if members else {}
-        fitted = recipe.fitted([m.module for m in members], history, [m.kept for m in members])
-        return fitted._replace(predictor=remembering(recipe, members, self.store.predictions))
+        models = Ensemble([m.module.eval() for m in members])
+        return Fitted(models, remembering(members, self.store.predictions), history, [m.kept for m in members])
 
-    def _fits(self, recipe: Recipe, datasets: Sequence[ImageData], seeds: Sequence[int]) -> list[Fit]:
+    def _fits(
+        self, learners: Sequence[Recipe | TrainFunction], datasets: Sequence[ImageData], seeds: Sequence[int]
+    ) -> list[Fit]:
         fingerprints = {id(data): data.fingerprint() for data in {id(data): data for data in datasets}.values()}
         fits = []
-        for data, seed in zip(datasets, seeds, strict=True):
+        for learner, data, seed in zip(learners, datasets, seeds, strict=True):
             content = fingerprints[id(data)]
-            name = self.store.identity({"recipe": recipe, "data": content, "seed": seed})
-            fits.append(Fit(name, recipe, data, content, seed))
+            name = self.store.identity({"recipe": learner, "data": content, "seed": seed})
+            fits.append(Fit(name, learner, data, content, seed))
         return fits
 
     def _member(self, fit: Fit) -> Member:
@@ -311,10 +322,27 @@ class Stored(Learner):
         member = self.store.members.get(key)
         if member is None:
             member = self._read(fit)
-            self.store.members.put(key, member, sum(t.nbytes for t in member.module.state_dict().values()))
+            self.store.members.put(key, member, _bytes(member.module))
         module = copy.deepcopy(member.module)  # the caller may change it
         self.store.fit_of[module] = fit.id
         return member._replace(module=module)
+
+    def _unstored(self, fit: Fit) -> Member:
+        key = (fit.id, str(fit.data.device))
+        member = self.store.unstored.get(key)
+        if member is None:
+            member = Member(fit.id, fit.learner.fit([fit.data], [fit.seed]).models[0], {}, None)
+            self.store.unstored.put(key, member, _bytes(member.module))
+        try:
+            return member._replace(module=copy.deepcopy(member.module))
+        except Exception as error:  # whatever the user's module raises, training it anew is the way out
+            warnings.warn(
+                f"the module of {type(member.module).__name__} cannot be copied ({error}), so it is trained again "
+                "wherever it is needed; return a plain torch.nn.Module, without its trainer",
+                stacklevel=4,
+            )
+            self.store.unstored.drop(key)
+            return member
 
     def _read(self, fit: Fit) -> Member:
         try:
@@ -324,3 +352,21 @@ class Stored(Learner):
         shutil.rmtree(self.store.fit_folder(fit.id), ignore_errors=True)
         self.store.keep_fit(fit)
         return self.store.read_fit(fit)
+
+
+def _parts(learner: Learner, members: int) -> list[Recipe] | list[TrainFunction] | None:
+    """What trains each member; None where that is not for the store to know."""
+    if isinstance(learner, Mixed):
+        return learner.dealt(members)
+    if isinstance(learner, Recipe):
+        return [learner] * members
+    return [learner] * members if isinstance(learner, TrainFunction) else None
+
+
+def _rebuilt(learner: Recipe | TrainFunction) -> bool:
+    """Whether a module can be built from the learner alone, for weights from disk."""
+    return isinstance(learner, Recipe) or learner.model is not None
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in module.state_dict().values())

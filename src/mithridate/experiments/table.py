@@ -5,45 +5,22 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from mithridate.experiments import cells as grid, words
 from mithridate.experiments.cells import Cell, Pair
+from mithridate.experiments.columns import RIGHT, entries, flat, plain, share, side_by_side
+from mithridate.experiments.compare import Comparisons, Versus as Versus, against, compared
 from mithridate.experiments.labels import Labels
-from mithridate.experiments.statistics import (
-    Mean,
-    PairedMargin,
-    PairedSuccess,
-    Rate,
-    mean,
-    paired_exact,
-    paired_margin,
-    percent,
-    rate,
-)
+from mithridate.experiments.rates import rate
+from mithridate.experiments.statistics import Mean, Rate, mean
+from mithridate.experiments.threats import Budget
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-@dataclass(frozen=True)
-class Versus:
-    """A cell compared with another, target by target."""
-
-    name: str
-    """random-noise, no-attack, or undefended."""
-    success: Rate
-    """Success of the other cell, on all its targets."""
-    paired: PairedSuccess
-    """Controls: does this cell succeed more often? undefended: does the defence make it succeed less often?"""
-    worse: PairedSuccess
-    """The same question the other way round."""
-    margin: PairedMargin
-    """Controls: margins here minus margins there. undefended: margins there minus margins here."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +44,18 @@ class Row:
     defense: str
     """Names joined by " + ", or "none"."""
     scenario: str
+    access: str
+    """White box, grey box or black box; nothing for a control, which uses none of the attacker's means."""
     model: str
+    surrogate: str
+    """The architecture that the attacker trains: the victim's own unless the study says otherwise."""
     data: str
     adaptive: bool
     control: bool
     triggered: bool
     """A backdoor: outcomes are triggered test images."""
     cell: Cell = dataclasses.field(repr=False)
-    budget: words.Budget
+    budget: Budget
     trials: int
     """Independent units: drawn cases."""
     victims: int
@@ -84,7 +65,7 @@ class Row:
     """Success over the targets that most clean victims classify rightly."""
     margin: Mean
     """Logit of the intended class minus the best other, over trials."""
-    versus: dict[str, Versus]
+    versus: Comparisons
     accuracy: Mean
     cost: Mean | None
     """Accuracy lost against the clean, undefended victims; a share, positive = lost."""
@@ -102,7 +83,7 @@ class Row:
     @property
     def against(self) -> Versus | None:
         """The strictest control there is: random noise, else no attack."""
-        return next((self.versus[name] for name in grid.CONTROLS if name in self.versus), None)
+        return against(self.versus)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -120,6 +101,14 @@ class Table:
 
     rows: tuple[Row, ...]
 
+    def adaptive_of(self, row: Row) -> Row | None:
+        """The row of the attacker who knows the defence and differs in nothing else; None where that was not run.
+
+        None too for rows that are no static attack on a defence.
+        """
+        found = grid.adaptive_of(row.cell, [other.cell for other in self.rows])
+        return next((other for other in self.rows if other.cell is found), None)
+
     def verdict(self) -> list[str]:
         """One sentence per attack cell: what it did, what its control did, and whether that is shown to be more."""
         return [words.verdict(row, self.rows) for row in self.rows if not row.control]
@@ -130,11 +119,12 @@ class Table:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: rows with all their numbers, and the sentences."""
-        return {"rows": [_plain(row) for row in self.rows], "verdict": self.verdict(), "defenses": self.defenses()}
+        rows = [plain(row) | {"adaptive_success": plain(share(self.adaptive_of(row)))} for row in self.rows]
+        return {"rows": rows, "verdict": self.verdict(), "defenses": self.defenses()}
 
     def to_csv(self) -> str:
         """One line per row, for a spreadsheet. Shares and p-values are plain numbers; empty = not measured."""
-        lines = [_flat(row) for row in self.rows]
+        lines = [flat(row, self.adaptive_of(row)) for row in self.rows]
         out = io.StringIO()
         writer = csv.DictWriter(out, fieldnames=list(lines[0]) if lines else [], lineterminator="\n")
         writer.writeheader()
@@ -157,10 +147,10 @@ def table(pairs: Iterable[Pair]) -> Table:
     """
     made = grid.cells(pairs)
     labels = Labels.of([cell.setting for cell in made])
-    return Table(tuple(_row(cell, made, labels) for cell in made))
+    return Table(tuple(_row(cell, made, labels, versus) for cell, versus in zip(made, compared(made), strict=True)))
 
 
-def _row(cell: Cell, others: Sequence[Cell], labels: Labels) -> Row:
+def _row(cell: Cell, others: Sequence[Cell], labels: Labels, versus: Comparisons) -> Row:
     unattacked = grid.clean(cell, others)
     right = grid.eligible(cell, unattacked)
     success, margins = cell.outcomes("success"), cell.outcomes("margin")
@@ -168,19 +158,21 @@ def _row(cell: Cell, others: Sequence[Cell], labels: Labels) -> Row:
         attack=labels.attack(cell.setting),
         defense=labels.defense(cell.setting),
         scenario=cell.scenario,
+        access=cell.access,
         model=labels.model(cell.setting),
+        surrogate=labels.surrogate(cell.setting),
         data=labels.data(cell.setting),
         adaptive=bool(cell.setting.get("adaptive")),
         control=cell.control,
         triggered=cell.triggered,
         cell=cell,
-        budget=words.Budget.of(cell.setting, cell.results),
+        budget=Budget.of(cell.setting, cell.results),
         trials=sum(bool(values) for values in success.values()),
         victims=sum(len(result["outcome"].get("success") or ()) for result in cell.results),
         success=rate(list(success.values())),
         eligible=None if right is None else rate(list(cell.outcomes("success", right).values())),
         margin=mean([fmean(values) for values in margins.values() if values]),
-        versus=_comparisons(cell, others),
+        versus=versus,
         accuracy=mean(cell.accuracies()),
         cost=grid.cost(cell, unattacked),
         abstained=_share([value for values in cell.outcomes("abstained").values() for value in values]),
@@ -189,32 +181,6 @@ def _row(cell: Cell, others: Sequence[Cell], labels: Labels) -> Row:
         seconds=_seconds(cell),
         warnings=tuple(sorted({text for result in cell.results for text in result.get("warnings") or ()})),
         **_removed(cell),
-    )
-
-
-def _comparisons(cell: Cell, others: Sequence[Cell]) -> dict[str, Versus]:
-    found = {}
-    if not cell.control:
-        controls = {name: grid.control_of(cell, others, name) for name in grid.CONTROLS}
-        found = {name: _versus(name, cell, other, cell, other) for name, other in controls.items() if other}
-    bare = grid.undefended(cell, others)
-    if bare:
-        found["undefended"] = _versus("undefended", cell, bare, bare, cell)
-    return {name: versus for name, versus in found.items() if versus.paired.pairs}
-
-
-def _versus(name: str, cell: Cell, other: Cell, more: Cell, less: Cell) -> Versus:
-    """Compare `cell` with `other`; `more` is the one of the two that is expected to succeed more often."""
-    seeds = list(grid.paired(cell, other))
-    first, second = ([arm.outcomes("success")[seed] for seed in seeds] for arm in (more, less))
-    high, low = more.outcomes("margin"), less.outcomes("margin")
-    both = [seed for seed in seeds if high[seed] and low[seed]]
-    return Versus(
-        name,
-        rate(list(other.outcomes("success").values())),
-        paired_exact(first, second),
-        paired_exact(second, first),
-        paired_margin([fmean(high[seed]) for seed in both], [fmean(low[seed]) for seed in both]),
     )
 
 
@@ -255,73 +221,11 @@ def _share(values: Sequence[float]) -> float:
 # --- out -------------------------------------------------------------------------------------------------------------
 
 
-def _plain(value: Any) -> Any:
-    """JSON values; a number that is not one (NaN) becomes null, and a row's cell its settings and seeds."""
-    if isinstance(value, Cell):
-        return {"settings": value.setting, "seeds": list(value.trials)}
-    if isinstance(value, Rate):
-        return {"share": _plain(value.share)} | {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _flat(row: Row) -> dict[str, Any]:
-    line: dict[str, Any] = {
-        name: getattr(row, name) for name in ("scenario", "data", "model", "attack", "defense", "adaptive", "control")
-    }
-    line |= {"budget": row.budget.limit, "poisons": row.budget.count, "bound": row.budget.bound}
-    line |= {"trials": row.trials, "victims": row.victims, "successes": row.success.successes, "n": row.success.n}
-    line |= {"success": row.success.share, "low": row.success.low, "high": row.success.high, "n_eff": row.success.n_eff}
-    line |= {"eligible_success": row.eligible.share if row.eligible else None, "margin": row.margin.value}
-    for name in (*grid.CONTROLS, "undefended"):
-        other = row.versus.get(name)
-        line[f"{name} success"] = other.success.share if other else None
-        line[f"{name} p"] = other.paired.p if other else None
-        line[f"{name} margin difference"] = other.margin.difference.value if other else None
-        line[f"{name} margin p"] = other.margin.p if other else None
-    line |= {"accuracy": row.accuracy.value, "cost": row.cost.value if row.cost else None}
-    line |= {"removed": row.removed, "recall": row.recall}
-    line |= {"median_radius": row.certificate.median if row.certificate else None}
-    line |= {"seconds": sum(row.seconds.values()), "warnings": "; ".join(row.warnings)}
-    return {key: "" if (plain := _plain(value)) is None else plain for key, value in line.items()}
-
-
-def _accuracy(row: Row) -> str:
-    loss = f" ({words.signed(-100 * row.cost.value)})" if row.cost else ""
-    return f"{100 * row.accuracy.value:.1f} %{loss}" if row.accuracy.n else ""
-
-
-def _margin(row: Row) -> str:
-    margin = row.against.margin if row.against else None
-    return f"{words.signed(margin.difference.value, 2)} ({words.p_text(margin.p)})" if margin else ""
-
-
-_COLUMNS: dict[str, Callable[[Row], str]] = {
-    "attack": lambda row: row.attack + (" (adaptive)" if row.adaptive else ""),
-    "defence": lambda row: row.defense.replace(" + ", " +\n"),
-    "success (95 %)": lambda row: (
-        f"{percent(row.success.share)} % ({words.span(row.success)})" if row.success.n else ""
-    ),
-    "of": lambda row: words.counted(row.success),
-    "control": lambda row: words.counted(row.against.success) if row.against else "",
-    "p": lambda row: words.p_text(row.against.paired.p).removeprefix("p ").removeprefix("= ") if row.against else "",
-    "margin vs control": _margin,
-    "accuracy (points)": _accuracy,
-    "found": lambda row: f"{percent(row.recall)} %" if row.recall is not None and not row.control else "",
-    "radius": lambda row: f"{row.certificate.median:g}" if row.certificate else "",
-}
-
-
-_RIGHT = ("of", "control", "radius")
-
-
 def print_table(table: Table, console: Console) -> None:
-    """Print one grid per threat model, then the sentences. Columns with nothing in them are left out."""
+    """Print one grid per scene, then the sentences. Columns with nothing in them are left out.
+
+    Where a scene has adaptive attackers, their success stands beside that of the static ones.
+    """
     from rich.table import Table as Grid
     from rich.text import Text
 
@@ -329,17 +233,17 @@ def print_table(table: Table, console: Console) -> None:
         console.print("no finished trials")
         return
     for scene in words.scenes(table.rows):
-        entries = {name: [entry(row) for row in scene.rows] for name, entry in _COLUMNS.items()}
-        shown = {name: column for name, column in entries.items() if any(column)}
+        lines = side_by_side(scene.rows, table.adaptive_of)
+        shown = entries(lines)
         drawn = Grid(box=None, padding=(0, 2, 0, 0))
         for name in shown:
             drawn.add_column(
-                name, justify="right" if name in _RIGHT else "left", overflow="fold", no_wrap=name == "defence"
+                name, justify="right" if name in RIGHT else "left", overflow="fold", no_wrap=name == "defence"
             )
-        for row, line in zip(scene.rows, zip(*shown.values(), strict=True), strict=True):
-            drawn.add_row(*(Text(words.tied(entry)) for entry in line), style="dim" if row.control else "")
+        for line, texts in zip(lines, zip(*shown.values(), strict=True), strict=True):
+            drawn.add_row(*(Text(words.tied(text)) for text in texts), style="dim" if line.row.control else "")
         console.print(Text(scene.title, style="bold"))
         console.print(drawn)
         console.print()
-    for line in (*table.verdict(), *table.defenses()):
-        console.print(Text(f"* {line}"))
+    for sentence in (*table.verdict(), *table.defenses()):
+        console.print(Text(f"* {sentence}"))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from mithridate.core.data import ImageData
+from mithridate.core.learners import Mixed
 from mithridate.core.schema import name_of, resumable, to_json
 from mithridate.core.seeds import derive, stream
 from mithridate.core.sources import DataSource
@@ -64,13 +66,19 @@ class Trial:
     learner: Learner
     """Trains the victims."""
     pretrain: Recipe | None = None
-    """Transfer: this recipe trains features on one half of the rows; the learner a new head on the other half."""
+    """Trains features on one half of the rows, which is never poisoned; the learner begins with them on the other."""
+    tuned: Literal["head", "all"] = "head"
+    """With pretrain, what the learner trains: a new head on the frozen features (transfer), or all weights
+    (fine-tuning)."""
     trusted: int = 0
     """Clean rows held out for defences that need them. Equal in all cells of a grid, or poisons are not shared."""
     defenses: tuple[Defense, ...] = ()
     """What the defender adds, in this order."""
     surrogate: Learner | None = None
     """What the attacker believes the victim uses; None: the learner itself."""
+    knows_features: bool = True
+    """With pretrain: whether the attacker has the victim's own features (white box), or trains some from another seed
+    (grey box). A surrogate of another architecture trains its own in any case (black box)."""
     adaptive: bool = False
     """Whether the attacker knows the defences and crafts through them."""
     victims: int = 1
@@ -91,9 +99,22 @@ class Trial:
     def scenario(self) -> str:
         """How the victim trains: ``from scratch``, ``fine-tuning``, ``transfer``."""
         recipe = self.learner.recipe
-        if self.pretrain is not None or (recipe is not None and recipe.trainable == "head"):
-            return "transfer"
-        return "from scratch" if recipe is None or recipe.start_from is None else "fine-tuning"
+        if self.pretrain is not None:
+            return "transfer" if self.tuned == "head" else "fine-tuning"
+        if recipe is None or recipe.start_from is None:
+            return "from scratch"
+        return "transfer" if recipe.trainable == "head" else "fine-tuning"
+
+    @property
+    def access(self) -> str:
+        """What the attacker has: ``white box`` (the weights that victims start from), ``grey box`` (their architecture,
+        with weights of its own) or ``black box`` (another architecture)."""
+        surrogate = self.surrogate or self.learner
+        if architectures(surrogate) != architectures(self.learner):
+            return "black box"
+        begins = [recipe.start_from for recipe in (self.learner.recipe, surrogate.recipe) if recipe is not None]
+        given = begins[0] is not None and begins[0] == begins[-1] if begins else False
+        return "white box" if (self.pretrain is not None and self.knows_features) or given else "grey box"
 
     def label(self) -> str:
         """Returns a few words for progress lines."""
@@ -107,10 +128,17 @@ class Trial:
 
     def poison_work(self, fingerprint: str) -> dict[str, Any]:
         """Returns the settings that the poison depends on."""
-        names = ("threat", "attack", "pretrain", "trusted", "seed", "surrogate_seed")
+        names = ["threat", "attack", "pretrain", "trusted", "seed", "surrogate_seed"]
+        names += [] if self.pretrain is None else ["tuned", "knows_features"]
         shared = {name: getattr(self, name) for name in names}
         known = {"known_defenses": self.defenses} if self.adaptive else {}
         return shared | known | {"surrogate": self.surrogate or self.learner, "data": fingerprint}
+
+
+def architectures(learner: Learner) -> set[str]:
+    """Returns the models that a learner trains, by name; a user's own code counts as one of its own."""
+    recipes = learner.recipes if isinstance(learner, Mixed) else [learner.recipe]
+    return {json.dumps(to_json(learner if recipe is None else recipe.model), sort_keys=True) for recipe in recipes}
 
 
 class Clock:
@@ -218,32 +246,55 @@ def hold_out(train: ImageData, count: int, seed: int) -> tuple[ImageData, ImageD
 
 
 def pretrained(trial: Trial, train: ImageData, store: Store) -> Setting:
-    """Prepares a transfer trial: features from one half of the rows, everything else happens on the other half.
+    """Prepares a trial with `pretrain`: features from one half of the rows, everything else happens on the other half.
 
     Raises:
         TypeError: A learner that is no recipe.
         ValueError: A learner that already starts from weights.
     """
-    learner, surrogate = trial.learner, trial.surrogate or trial.learner
-    if trial.pretrain is None:
+    learner, surrogate, pretrain = trial.learner, trial.surrogate or trial.learner, trial.pretrain
+    if pretrain is None:
         return Setting(learner, surrogate, train, None)
     order = torch.randperm(len(train), generator=stream(trial.surrogate_seed, "halves")).to(train.device)
     first, second = (train.ids[half.sort().values] for half in order.tensor_split([len(train) // 2]))
-    body = Stored(trial.pretrain, store).fit([train.select(first)], [derive(trial.surrogate_seed, "pretrain")])
-    fit = store.fit_of[body.models[0]]
-    heads = [_head(part, store.fit_folder(fit) / WEIGHTS) for part in (learner, surrogate)]
-    return Setting(heads[0], heads[1], train.select(second), {"fit": fit, "rows": len(first)})
+
+    def features(recipe: Recipe, *seed: str | int) -> str:
+        body = Stored(recipe, store).fit([train.select(first)], [derive(trial.surrogate_seed, *seed)])
+        return store.fit_of[body.models[0]]
+
+    fit = features(pretrain, "pretrain")
+
+    def own(number: int, recipe: Recipe) -> Path:
+        if trial.knows_features and recipe.model == pretrain.model:
+            return store.fit_folder(fit) / WEIGHTS
+        body = features(replace(pretrain, model=recipe.model), "surrogate pretrain", number)
+        return store.fit_folder(body) / WEIGHTS
+
+    victim = on_features(learner, lambda number, recipe: store.fit_folder(fit) / WEIGHTS, trial.tuned)
+    attacker = on_features(surrogate, own, trial.tuned)
+    return Setting(victim, attacker, train.select(second), {"fit": fit, "rows": len(first)})
 
 
-def _head(learner: Learner, weights: Path) -> Recipe:
-    """Returns the recipe that trains a new head on stored features."""
-    if not isinstance(learner, Recipe):
-        raise TypeError(
-            f"pretrain gives features to a Recipe, but the learner is {name_of(learner)}; leave pretrain out"
-        )
-    if learner.start_from is not None:
-        raise ValueError(f"the learner starts from {learner.start_from} and pretrain is set as well; choose one")
-    return replace(learner, start_from=weights, trainable="head")
+def on_features(learner: Learner, weights: Callable[[int, Recipe], Path], tuned: Literal["head", "all"]) -> Learner:
+    """Returns the learner that begins with stored features.
+
+    Args:
+        learner: A recipe, or several mixed.
+        weights: Number of a recipe and the recipe -> safetensors file.
+        tuned: What is trained on them.
+    """
+    if isinstance(learner, Mixed):
+        begun = [_begun(recipe, weights(number, recipe), tuned) for number, recipe in enumerate(learner.recipes)]
+        return Mixed(recipes=tuple(begun))
+    if isinstance(learner, Recipe):
+        return _begun(learner, weights(0, learner), tuned)
+    raise TypeError(f"pretrain gives features to a Recipe, but the learner is {name_of(learner)}; leave pretrain out")
+
+
+def _begun(recipe: Recipe, weights: Path, tuned: Literal["head", "all"]) -> Recipe:
+    if recipe.start_from is not None:
+        raise ValueError(f"the learner starts from {recipe.start_from} and pretrain is set as well; choose one")
+    return replace(recipe, start_from=weights, trainable=tuned)
 
 
 def wrap(learner: Learner, defenses: Sequence[Defense], store: Store | None, *, attacker: bool = False) -> Learner:

@@ -6,121 +6,17 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mithridate.experiments.labels import Settings, model_of, setting
-from mithridate.experiments.statistics import FEWEST_PAIRS, Mean, PairedMargin, Rate, percent
+from mithridate.experiments.cells import ACCESSES, USUAL_ACCESS
+from mithridate.experiments.labels import setting
+from mithridate.experiments.power import fewest_pairs
+from mithridate.experiments.statistics import FEWEST_PAIRS, Mean, Rate, percent
+from mithridate.experiments.threats import Budget as Budget, threat_sentences
 
 if TYPE_CHECKING:
-    from mithridate.experiments.table import Row, Versus
-
-# --- the threat ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much poison: the attacker's limit and what was used of it."""
-
-    limit: float
-    """What the threat model allows, as a fraction of the training set."""
-    count: float
-    """Images really changed (median over trials)."""
-    train: int
-    """Training images."""
-    bound: str
-    """How far an image may move."""
-    relabelled: float
-    """Labels changed (median over trials)."""
-
-    @classmethod
-    def of(cls, trial: Settings, results: Sequence[dict[str, Any]]) -> Budget:
-        """Read it from a trial.json and the results of its cell."""
-        poisons = [result.get("poison") or {} for result in results] or [{}]
-        middle = {key: median(poison.get(key) or 0 for poison in poisons) for key in ("count", "relabelled")}
-        train = max(((result.get("data") or {}).get("train") or 0 for result in results), default=0)
-        threat = trial["threat"]
-        return cls(threat.get("budget") or 0.0, middle["count"], train, bound(threat.get("ball")), middle["relabelled"])
-
-    @property
-    def share(self) -> float:
-        """Fraction of the training set really changed; what is allowed where nothing is."""
-        return self.count / self.train if self.count and self.train else self.limit
-
-    def __str__(self) -> str:
-        parts = [f"{self.count:,.0f} of {self.train:,} images", self.bound]
-        parts += ["labels changed"] if self.relabelled else []
-        return f"{100 * self.share:.3g} % poison ({', '.join(part for part in parts if part)})"
-
-
-def bound(ball: Settings | None) -> str:
-    """How far an image may move, in two words.
-
-    >>> (
-    ...     bound({"type": "linf", "eps": 16 / 255}),
-    ...     bound({"type": "any-image"}),
-    ...     bound({"type": "patch", "area": 0.1}),
-    ... )
-    ('Linf 16/255', 'any image', 'patch of 10 % of the image')
-    """
-    ball = ball or {}
-    name = ball.get("type", "")
-    if name == "linf":
-        return f"Linf {ball['eps'] * 255:.3g}/255"
-    if name == "l2":
-        return f"L2 {ball['eps']:.3g}"
-    if name == "patch":
-        return f"patch of {percent(ball['area'])} % of the image"
-    return "any image" if name == "any-image" else setting(ball)
-
-
-_POISON_CLASS = {
-    "intended": "the class the attacker wants the model to answer",
-    "target": "the class of the target itself",
-    "third": "a third class, neither the target's nor the wanted one",
-    "any": "any class",
-}
-_BOUND = {
-    "linf": "no pixel value by more than {} (of a range of 0 to 255)",
-    "l2": "each image by a Euclidean distance of at most {:.3g} (pixels counted from 0 to 1)",
-    "patch": "only inside one rectangle, at most {} % of the image",
-    "any-image": "to any image at all",
-}
-
-
-def threat_sentences(trial: Settings, budget: Budget) -> list[str]:
-    """The threat model of a cell as a short text."""
-    threat = trial["threat"]
-    ball, goal = threat.get("ball") or {}, threat.get("goal") or {}
-    images = f"{100 * max(budget.limit, budget.share):.3g} % of the training images"
-    count = f" (here {budget.count:,.0f} of {budget.train:,})" if budget.train and budget.count else ""
-    source = _POISON_CLASS.get(str(threat.get("poison_class")), str(threat.get("poison_class", "any class")))
-    amounts = {
-        "linf": lambda: f"{ball['eps'] * 255:.3g}",
-        "l2": lambda: ball["eps"],
-        "patch": lambda: percent(ball["area"]),
-    }
-    how = _BOUND.get(ball.get("type", ""), setting(ball) or "without a stated bound")
-    how = how.format(amounts[ball["type"]]()) if ball.get("type") in amounts else how
-    labels = "may also change their labels" if threat.get("relabel") else "leaves their labels as they are"
-    knows = f"guesses the recipe ({model_of(trial['surrogate'])})" if trial.get("surrogate") else "knows the recipe"
-    return [
-        f"The attacker may replace up to {images}{count}, taken from {source}, and change them {how}.",
-        f"The attacker {labels}, sees the training data and {knows}, but not the victim's random seed.",
-        _goal_sentence(goal, threat.get("targets", 1)),
-    ]
-
-
-def _goal_sentence(goal: Settings, targets: int) -> str:
-    if goal.get("type") == "backdoor":
-        wanted = goal.get("intended")
-        answer = "one class drawn in advance" if wanted is None else f"class {wanted}"
-        return f"Goal: every test image that carries the attacker's trigger is classified as {answer} (a backdoor)."
-    if goal.get("type", "misclassify") == "misclassify":
-        what = "one test image" if targets == 1 else f"{targets} test images"
-        return f"Goal: {what}, drawn before any training, classified as a wrong class that was also drawn in advance."
-    return f"Goal: {setting(goal)}."
-
+    from mithridate.experiments.compare import Versus
+    from mithridate.experiments.table import Row
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
@@ -132,6 +28,24 @@ def p_text(p: float) -> str:
     ('p = 0.12', 'p < 0.001', 'p = 1')
     """
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def p_texts(p: float, adjusted: float) -> str:
+    """A p-value, and beside it what Holm's correction makes of it, where that is another number.
+
+    >>> p_texts(0.004, 0.03), p_texts(0.5, 0.5)
+    ('p = 0.004, Holm 0.03', 'p = 0.5')
+    """
+    return p_text(p) if p == adjusted else f"{p_text(p)}, Holm {bare_p(adjusted)}"
+
+
+def bare_p(p: float) -> str:
+    """A p-value for a column of them.
+
+    >>> bare_p(0.125), bare_p(0.00001)
+    ('0.12', '< 0.001')
+    """
+    return p_text(p).removeprefix("p ").removeprefix("= ")
 
 
 def span(interval: Rate | Mean, scale: float = 1.0, digits: int = 0) -> str:
@@ -149,7 +63,7 @@ def tied(text: str) -> str:
     >>> tied("12 % of 20, p = 0.1") == "12\u00a0% of 20, p\u00a0=\u00a00.1"
     True
     """
-    return re.sub(r"(?<=\d) (?=%)|(?<=\bp) (?=[=<])|(?<=[=<]) (?=\d)", "\u00a0", text)
+    return re.sub(r"(?<=\d) (?=%)|(?<=\bp) (?=[=<])|(?<=[=<]) (?=\d)|(?<=\bHolm) (?=[<\d])", "\u00a0", text)
 
 
 def signed(value: float, digits: int = 1) -> str:
@@ -180,31 +94,51 @@ def place(row: Row) -> str:
 
 
 def where(row: Row, rows: Sequence[Row]) -> str:
-    """What tells the place of a row from those of the others; empty where there is one place only."""
-    varying = [name for name in ("scenario", "data", "model") if len({getattr(r, name) for r in rows}) > 1]
-    return ", ".join(getattr(row, name) for name in varying)
+    """What tells the place of a row, and the attacker's access, from those of the others; empty where nothing does."""
+    parts = (_varying(row, rows, "scenario"), access(row, rows), _varying(row, rows, "data", "model"))
+    return ", ".join(filter(None, parts))
+
+
+def _varying(row: Row, rows: Sequence[Row], *names: str) -> str:
+    return ", ".join(getattr(row, name) for name in names if len({getattr(r, name) for r in rows}) > 1)
+
+
+def access(row: Row, rows: Iterable[Row]) -> str:
+    """The attacker's access, where others in this scenario have another, or where it is not the usual one."""
+    if not row.access:
+        return ""
+    met = {r.access for r in rows if r.access and r.scenario == row.scenario}
+    return row.access if len(met) > 1 or row.access != USUAL_ACCESS[row.scenario] else ""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Rows that share place and threat model: one table."""
+    """Rows that share place, threat model and the attacker's access, with their controls: one table."""
 
     title: str
     threat: list[str]
     rows: list[Row]
 
 
-def scenes(rows: Iterable[Row]) -> list[Scene]:
-    """Group rows by place and threat model, in their order."""
+def scenes(rows: Sequence[Row]) -> list[Scene]:
+    """Group rows in their order; controls use none of the attacker's means and stand beside every access."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((place(row), setting(row.settings["threat"])), []).append(row)
     made = []
-    for (name, _), found in groups.items():
-        row = max(found, key=lambda r: (r.budget.count, not r.control))
-        goal = "backdoor" if row.triggered else "chosen targets"
-        made.append(Scene(f"{_capital(name)}: {goal}, {row.budget}", threat_sentences(row.settings, row.budget), found))
+    for found in groups.values():
+        for means in sorted({row.access for row in found if row.access}, key=ACCESSES.index) or [""]:
+            made.append(_scene([row for row in found if row.control or row.access == means], rows))
     return made
+
+
+def _scene(found: list[Row], rows: Sequence[Row]) -> Scene:
+    row = max(found, key=lambda r: (r.budget.count, not r.control))
+    attack = next((r for r in found if not r.control), row)
+    name = ", ".join(filter(None, (row.scenario, access(attack, rows), row.data, row.model)))
+    goal = "backdoor" if row.triggered else "chosen targets"
+    title = f"{_capital(name)}: {goal}, {row.budget}"
+    return Scene(title, threat_sentences(attack.settings, row.budget), found)
 
 
 def verdict(row: Row, rows: Sequence[Row]) -> str:
@@ -220,8 +154,9 @@ def verdict(row: Row, rows: Sequence[Row]) -> str:
     control = row.against
     if control is None:
         return f"{opening}, {did} ({counts}): no control was run beside it, so nothing is shown."
-    against = f"the {control.name} control {counted(control.success)}; exact paired {p_text(control.paired.p)}"
-    return f"{opening}, {did} ({counts}; {against}): {_conclusion(control)}"
+    against = f"the {control.name} control {counted(control.success)}"
+    exact = f"exact paired {p_texts(control.paired.p, control.holm)}"
+    return f"{opening}, {did} ({counts}; {against}; {exact}): {_conclusion(control)}"
 
 
 def _units(row: Row) -> str:
@@ -232,29 +167,45 @@ def _units(row: Row) -> str:
 
 
 def standing(row: Row) -> str:
-    """The verdict in a word: shown, weak (only against no attack), margins, open, alone (no control)."""
+    """The verdict in a word: shown, weak (only against no attack), margins, open, alone (no control).
+
+    Judged with all comparisons of the table considered (Holm).
+    """
     control = row.against
     if control is None:
         return "alone"
-    if control.paired.shown:
+    if control.shown:
         return "shown" if control.name == "random-noise" else "weak"
-    return "margins" if control.margin.shown else "open"
+    return "margins" if control.margin_shown else "open"
 
 
 def _conclusion(control: Versus) -> str:
     name = "its control" if control.name == "random-noise" else "no attack (random noise was not run here)"
-    if control.paired.shown:
+    if control.shown:
         return f"beats {name}."
-    few = f" ({control.paired.pairs} paired cases cannot show anything; {FEWEST_PAIRS} is the fewest)"
-    hint = few if control.paired.pairs < FEWEST_PAIRS else ""
-    if control.margin.shown:
-        return f"success not shown to beat {name}, but margins are higher ({margin_text(control.margin)}){hint}."
+    few = _too_few(control.paired.pairs, control.comparisons)
+    hint = f" ({few})" if few else ""
+    name += f" among {control.comparisons} comparisons" if control.paired.shown and not few else ""
+    if control.margin_shown:
+        return f"success not shown to beat {name}, but margins are higher ({_margin_text(control)}){hint}."
     return f"not shown to beat {name}{hint}."
 
 
-def margin_text(margin: PairedMargin) -> str:
+def _too_few(pairs: int, comparisons: int) -> str:
+    """What to say of a number of pairs that cannot show even a perfect success; nothing where it can."""
+    fewest = fewest_pairs(comparisons)
+    if pairs < FEWEST_PAIRS:
+        return f"{pairs} paired cases cannot show anything; {fewest} is the fewest{_for(comparisons)}"
+    return f"{pairs} paired cases are too few{_for(comparisons)}; {fewest} is the fewest" if pairs < fewest else ""
+
+
+def _for(comparisons: int) -> str:
+    return f" for {comparisons} comparisons" if comparisons > 1 else ""
+
+
+def _margin_text(versus: Versus) -> str:
     """Mean paired difference of margins with its p."""
-    return f"{signed(margin.difference.value, 2)} logits, {p_text(margin.p)}"
+    return f"{signed(versus.margin.difference.value, 2)} logits, {p_texts(versus.margin.p, versus.margin_holm)}"
 
 
 def _capital(text: str) -> str:
@@ -265,48 +216,54 @@ def _capital(text: str) -> str:
 
 
 def defense_lines(rows: Sequence[Row]) -> list[str]:
-    """One line per defence and place: against which attacks it helps, what it removes or certifies, what it costs."""
+    """One line per defence and place: what the static and the adaptive attacker achieve, what it removes, its cost."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.defense != "none":
-            groups.setdefault((where(row, rows), row.defense), []).append(row)
+            groups.setdefault((_varying(row, rows, "scenario", "data", "model"), row.defense), []).append(row)
     return [
-        f"{name}{f' ({context})' if context else ''}: {'; '.join(_defense_parts(found))}."
+        f"{name}{f' ({context})' if context else ''}: {'; '.join(_defense_parts(found, rows))}."
         for (context, name), found in groups.items()
     ]
 
 
-def _defense_parts(rows: Sequence[Row]) -> list[str]:
-    parts = [effect(row) for row in rows if not row.control]
-    for row in rows:
+def _defense_parts(found: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+    attacks = [row for row in found if not row.control]
+    parts = [effect(row, access(row, rows)) for row in attacks]
+    known = {row.cell.static for row in attacks if row.adaptive}
+    unmet = dict.fromkeys(row.attack for row in attacks if not row.adaptive and row.cell.static not in known)
+    if unmet:
+        parts.append("only the static attacker was run" + (f" for {', '.join(unmet)}" if known else ""))
+    for row in found:
         if row.recall is not None and not row.control:
             parts.append(
                 f"finds {percent(row.recall)} % of the {row.attack} poisons among {row.removed:,.0f} rows removed"
             )
-    certified = next((row for row in rows if row.certificate and row.attack == "no-attack"), None)
-    certified = certified or next((row for row in rows if row.certificate), None)
+    certified = next((row for row in found if row.certificate and row.attack == "no-attack"), None)
+    certified = certified or next((row for row in found if row.certificate), None)
     if certified is not None and certified.certificate is not None:
         share, radius = percent(certified.certificate.share), certified.certificate.median
         parts.append(
             f"certifies {share} % of answers against one replaced image or more (median radius {radius:g} rows)"
         )
-    return [*parts, cost_text(rows)]
+    return [*parts, cost_text(found)]
 
 
-def effect(row: Row) -> str:
+def effect(row: Row, access: str = "") -> str:
     """Whether a defence helps against one attack: its success with and without, paired."""
-    name = f"{row.attack} (adapting)" if row.adaptive else row.attack
+    means = ", ".join(filter(None, (access, "adapting" if row.adaptive else "")))
+    name = f"{row.attack} ({means})" if means else row.attack
     bare = row.versus.get("undefended")
     if bare is None:
-        return f"{name} was not run without it"
+        return f"{name} was not run without it" + (f" ({percent(row.success.share)} % with)" if row.success.n else "")
     numbers = f"{percent(bare.success.share)} % → {percent(row.success.share)} %"
-    if bare.paired.shown:
-        return f"helps against {name} ({numbers}, {p_text(bare.paired.p)})"
-    if bare.worse.shown:
-        return f"makes {name} stronger ({numbers}, {p_text(bare.worse.p)})"
-    numbers += f", {p_text(bare.paired.p)}"
-    if bare.margin.shown:
-        fall = f"{abs(bare.margin.difference.value):.2f} logits, {p_text(bare.margin.p)}"
+    if bare.shown:
+        return f"helps against {name} ({numbers}, {p_texts(bare.paired.p, bare.holm)})"
+    if bare.worse_shown:
+        return f"makes {name} stronger ({numbers}, {p_texts(bare.worse.p, bare.worse_holm)})"
+    numbers += f", {p_texts(bare.paired.p, bare.holm)}"
+    if bare.margin_shown:
+        fall = f"{abs(bare.margin.difference.value):.2f} logits, {p_texts(bare.margin.p, bare.margin_holm)}"
         return f"no difference in success shown against {name} ({numbers}), though margins fall ({fall})"
     return f"no difference shown against {name} ({numbers})"
 

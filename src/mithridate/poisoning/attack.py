@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+from torch import Tensor
+
 from mithridate.core.schema import Choice, name_of
 from mithridate.core.training import Learner
 from mithridate.poisoning.goals import Goal
@@ -50,3 +52,22 @@ def expect_goal(attack: Attack, task: Task, goal: type[Goal]) -> None:
             f"{name_of(attack)} serves the goal {name_of(goal)}, but the threat model's goal is {name_of(task.goal)}; "
             f"use goal {name_of(goal)} or another attack"
         )
+
+
+def rows_of_intended_class(attack: Attack, task: Task, seed: int) -> Tensor:
+    """Chooses rows [P] that already have the intended label, for an attack whose poisons teach the label they carry.
+
+    At most `task.limit`, fewer where the candidates hold fewer.
+
+    Raises:
+        TypeError: If no candidate has that label.
+    """
+    fitting = task.train.labels_of(task.candidates) == task.intended[0].to(task.train.device)
+    if not bool(fitting.any()):
+        raise TypeError(
+            f"{name_of(attack)} teaches the label that its poisons carry, so it changes images of the intended class "
+            f"({task.train.classes[int(task.intended[0])]}); this case allows others alone (class: "
+            f"{task.poison_class}), so use a threat model with poison_class='intended' or 'any'"
+        )
+    rows = task.choose(seed, fitting.float())
+    return rows[task.train.labels_of(rows) == task.intended[0].to(rows.device)]

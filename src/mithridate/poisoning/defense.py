@@ -1,7 +1,8 @@
-"""Defense: a learner made from a learner, and the two wrapping learners (filter, vote) that defences build."""
+"""Defense: a learner made from a learner, and the wrapping learners that filters, purifications and guards build."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,11 +11,23 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from mithridate.core.batch import BatchTransform
 from mithridate.core.data import ImageData
-from mithridate.core.ensemble import features
+from mithridate.core.ensemble import Ensemble, features
+from mithridate.core.learners import Mixed
 from mithridate.core.memory import in_chunks
 from mithridate.core.schema import Choice, name_of
-from mithridate.core.training import EVALUATION_BATCH, Fitted, Learner, Recipe, Watch
+from mithridate.core.seeds import derive
+from mithridate.core.training import (
+    EVALUATION_BATCH,
+    Fitted,
+    Learner,
+    Prediction,
+    Predictor,
+    Recipe,
+    Watch,
+    predictor_of,
+)
 from mithridate.poisoning.voting import Voting
 
 Kind = Literal["transform", "gradient rule", "sampler", "row rule", "filter", "vote", "purification", "guard"]
@@ -30,6 +43,8 @@ class Defense(Choice, ABC):
     home: ClassVar[str] = "mithridate.poisoning.defenses"
     kind: ClassVar[Kind]
     """What it does; the first four change the recipe, the others wrap the learner."""
+    needs_trusted: ClassVar[bool] = False
+    """Whether it cannot work without clean rows that are held out for it."""
 
     @abstractmethod
     def __call__(self, learner: Learner) -> Learner:
@@ -40,18 +55,23 @@ class Defense(Choice, ABC):
         """
 
     def seen_by_attacker(self, learner: Learner) -> Learner:
-        """Returns what an adaptive attacker, who knows the defence, crafts through."""
+        """Returns what an adaptive attacker, who knows the defence, crafts through.
+
+        An attacker has no trusted rows, so what needs them cannot be part of it.
+        """
         return self(learner)
 
 
-def changed(learner: Learner, defense: Defense, **settings: Any) -> Recipe:
-    """Returns the recipe with other settings, on behalf of a defence that changes recipes.
+def changed(learner: Learner, defense: Defense, **settings: Any) -> Recipe | Mixed:
+    """Returns the recipe (or the mixture of recipes) with other settings, on behalf of a defence that changes recipes.
 
     Raises:
         TypeError: If the learner is not a plain recipe; names the right order.
     """
     if isinstance(learner, Recipe):
         return dataclasses.replace(learner, **settings)
+    if isinstance(learner, Mixed):
+        return learner.changed(**settings)
     name = name_of(defense)
     if learner.recipe is None:
         raise TypeError(f"{name} changes the training recipe, but {name_of(learner)} trains with code of its own")
@@ -59,6 +79,19 @@ def changed(learner: Learner, defense: Defense, **settings: Any) -> Recipe:
         f"{name} changes the training recipe, so it comes before what wraps a learner ({name_of(learner)}); "
         f"put {name} first in the list of defences"
     )
+
+
+def augmented(learner: Learner, defense: Defense, transform: BatchTransform) -> Recipe | Mixed:
+    """Returns the recipe with one more batch transform after its own.
+
+    Raises:
+        TypeError: If the learner is not a plain recipe; names the right order.
+    """
+    own = () if learner.recipe is None else learner.recipe.transforms
+    return changed(learner, defense, transforms=(*own, transform))
+
+
+# --- filters ---------------------------------------------------------------------------------------------------------
 
 
 Suspicion = Callable[[Tensor, Tensor], Tensor]
@@ -85,6 +118,9 @@ class Filtered(Learner):
                 "a filter looks at the features of one model per fit and cannot filter for a vote as a whole; "
                 "put the filter before partition-vote: each part is then filtered on its own"
             )
+        if isinstance(self.learner, Purified | Guarded):
+            later = "purification" if isinstance(self.learner, Purified) else "guard"
+            raise TypeError(f"a {later} works on the models of the last fit; put the filter before the {later}")
 
     @property
     def recipe(self) -> Recipe | None:
@@ -116,3 +152,142 @@ class Filtered(Learner):
         with torch.no_grad():
             found = in_chunks(lambda rows: features(model, data.floats(rows)), data.ids, EVALUATION_BATCH)
         return data.ids[~self.suspicion(found, data.labels_of(data.ids)).to(data.ids.device)]
+
+
+# --- purifications ---------------------------------------------------------------------------------------------------
+
+Purification = Callable[[nn.Module, Recipe | None, ImageData, ImageData | None, int], nn.Module]
+"""A copy of a trained model to change, the recipe (None: the user's own code trained), the training rows that were
+used, the trusted rows (None: there are none) and a seed -> the purified model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Purified(Learner):
+    """Fit, then change the weights of each model.
+
+    `watch` sees the fit, not what comes after it; history and kept rows are those of the fit. What a recipe proves does
+    not cover the change, so `guarantees` stays empty.
+    """
+
+    learner: Learner
+    """Trains the models."""
+    purify: Purification
+    """Changes one model."""
+    needs_trusted: bool = False
+    """Whether to refuse a fit without trusted rows."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.learner, Voting):
+            raise TypeError(
+                "a purification changes the weights of one model per fit and cannot purify a vote as a whole; "
+                "put the purification before partition-vote: each part is then purified on its own"
+            )
+        if isinstance(self.learner, Guarded):
+            raise TypeError("a guard is calibrated on the final weights; put the purification before the guard")
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe of the learner inside."""
+        return self.learner.recipe
+
+    def fit(
+        self,
+        datasets: Sequence[ImageData],
+        seeds: Sequence[int],
+        *,
+        trusted: ImageData | None = None,
+        watch: Watch | None = None,
+    ) -> Fitted:
+        """Trains and purifies.
+
+        Raises:
+            ValueError: If the purification needs trusted rows and there are none.
+        """
+        if self.needs_trusted and trusted is None:
+            raise ValueError(
+                "this purification works on clean rows, but none are held out for it; set trusted= of the trial, for "
+                "example trusted=100"
+            )
+        fitted = self.learner.fit(datasets, seeds, trusted=trusted, watch=watch)
+        models = [
+            self.purify(copy.deepcopy(model), self.recipe, _used(data, kept), trusted, derive(seed, "purification"))
+            for model, data, kept, seed in zip(fitted.models, datasets, fitted.kept, seeds, strict=True)
+        ]
+        ensemble = Ensemble([model.eval() for model in models])
+        return fitted._replace(models=ensemble, predictor=predictor_of(ensemble), guarantees=())
+
+
+def _used(data: ImageData, kept: Tensor | None) -> ImageData:
+    return data if kept is None else data.select(kept)
+
+
+# --- guards ----------------------------------------------------------------------------------------------------------
+
+Rejection = Callable[[Tensor], Tensor]
+"""Images [B, C, H, W] in [0, 1] -> [M, B] bool: which answers to refuse."""
+
+Guard = Callable[[Predictor, ImageData, int], Rejection]
+"""A predictor of M models, clean rows to calibrate on, and a seed -> what to refuse."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Guarded(Learner):
+    """Fit, then refuse to answer for images that a guard rejects.
+
+    The guard is calibrated for each member on the trusted rows, or, where there are none, on the rows that the member
+    was trained on. `watch` sees the fit without the guard; history and kept rows are those of the fit. A refusal
+    depends on rows that no certificate counts, so `guarantees` stays empty and no radius is given.
+    """
+
+    learner: Learner
+    """Trains the models."""
+    guard: Guard
+    """Says what to reject."""
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe of the learner inside."""
+        return self.learner.recipe
+
+    def fit(
+        self,
+        datasets: Sequence[ImageData],
+        seeds: Sequence[int],
+        *,
+        trusted: ImageData | None = None,
+        watch: Watch | None = None,
+    ) -> Fitted:
+        """Trains member after member, so that each guard has a predictor of its own member."""
+        parts, predictors = [], []
+        for member, (data, seed) in enumerate(zip(datasets, seeds, strict=True)):
+            fitted = self.learner.fit([data], [seed], trusted=trusted, watch=watch and _as_member(watch, member))
+            clean = _used(data, fitted.kept[0]) if trusted is None else trusted
+            parts.append(fitted)
+            predictors.append(_guarded(fitted.predictor, self.guard(fitted.predictor, clean, derive(seed, "guard"))))
+        return Fitted(
+            Ensemble([model for part in parts for model in part.models]),
+            _side_by_side(predictors),
+            {name: [part.history[name][0] for part in parts] for name in (parts[0].history if parts else ())},
+            [part.kept[0] for part in parts],
+        )
+
+
+def _as_member(watch: Watch, member: int) -> Watch:
+    return lambda _, epoch, predictor: watch(member, epoch, predictor)
+
+
+def _guarded(predictor: Predictor, rejected: Rejection) -> Predictor:
+    def predict(images: Tensor) -> Prediction:
+        answer = predictor(images)
+        return Prediction(answer.scores, answer.abstained | rejected(images), None)
+
+    return predict
+
+
+def _side_by_side(predictors: Sequence[Predictor]) -> Predictor:
+    def predict(images: Tensor) -> Prediction:
+        answers = [predictor(images) for predictor in predictors]
+        scores, abstained = (torch.cat(parts) for parts in zip(*(answer[:2] for answer in answers), strict=True))
+        return Prediction(scores, abstained, None)
+
+    return predict

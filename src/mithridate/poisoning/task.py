@@ -53,7 +53,9 @@ class Task:
     relabel: bool = False
     """Whether the labels of changed rows may change too."""
     poison_class: str = "any"
-    """Name of the one class that the candidates have, or "any" where there are several."""
+    """What the classes of the candidates are called: a name, "any", "any but NAME", "3 of 10 classes"."""
+    target_files: tuple[str, ...] = ()
+    """[T] image files that the targets were read from; empty where they are rows of the test set."""
 
     @property
     def targets(self) -> Tensor:
@@ -132,9 +134,10 @@ class Task:
         }
 
     def case(self) -> dict[str, Any]:
-        """Returns the case in plain values, for result files."""
+        """Returns the case in plain values, for result files; `target_files` only where targets are files."""
         names = self.test.classes
-        return {
+        files = {"target_files": list(self.target_files)} if self.target_files else {}
+        return files | {
             "goal": name_of(self.goal),
             "target_rows": self.target_rows.tolist(),
             "target_classes": [names[label] for label in self.true_labels.tolist()],
@@ -145,12 +148,12 @@ class Task:
     def describe(self) -> str:
         """Says in words what is changed and what is wanted in this case."""
         names, true = self.test.classes, sorted(set(self.true_labels.tolist()))
-        share = 100 * self.limit / len(self.train)
-        what = "triggered test images" if self.goal.triggered else "test images"
+        share, count = 100 * self.limit / len(self.train), len(self.target_rows)
+        kind = "triggered " * self.goal.triggered + ("given image" if self.target_files else "test image")
         return (
             f"Up to {self.limit} of {len(self.train)} training images ({share:.3g} %; class: {self.poison_class}) may "
-            f"change so that {len(self.target_rows)} {what} of class {', '.join(names[c] for c in true)} are "
-            f"classified as {names[int(self.intended[0])]}; {self.ball.describe()}"
+            f"change so that {count} {kind}{'s' * (count > 1)} of class {', '.join(names[c] for c in true)} "
+            f"{'are' if count > 1 else 'is'} classified as {names[int(self.intended[0])]}; {self.ball.describe()}"
         )
 
     def _useful(self) -> Tensor:

@@ -44,6 +44,27 @@ def test_clean_label_marks_rows_of_the_intended_class_and_leaves_labels() -> Non
     task.check(poison)
 
 
+def test_clean_label_picks_the_intended_class_where_any_may_change() -> None:
+    train = TRAIN.select(TRAIN.ids[(TRAIN.labels != 1) | (TRAIN.ids < 12)])  # 4 bees among 44
+    threat = replace(CLEAN, budget=0.25, poison_class="any", goal=Backdoor(intended="bee"))
+    task = threat.draw(train, TEST, 0)
+    poison = BadNets(clean_label=True).craft(task, quick(), 0)
+    task.check(poison)
+    assert task.limit == 11
+    assert poison.rows.tolist() == [1, 4, 7, 10]  # no more: other classes would teach the trigger another label
+
+
+@pytest.mark.parametrize(("name", "classes"), [("target", {0}), ("third", {2}), ("any", {0, 2})])
+def test_dirty_label_marks_rows_of_the_class_that_the_threat_model_names(name: str, classes: set[int]) -> None:
+    goal = Backdoor(intended="bee", sources="ant")
+    task = replace(BadNets.threat, budget=0.2, poison_class=name, goal=goal).draw(TRAIN, TEST, 0)
+    poison = BadNets().craft(task, quick(), 0)
+    task.check(poison)
+    assert set(TRAIN.labels_of(poison.rows).tolist()) == classes
+    assert poison.labels is not None
+    assert set(poison.labels.tolist()) == {1}
+
+
 @pytest.mark.parametrize(
     ("attack", "threat", "hint"),
     [
@@ -56,12 +77,17 @@ def test_clean_label_marks_rows_of_the_intended_class_and_leaves_labels() -> Non
         (
             BadNets(clean_label=True),
             replace(BadNets.threat, budget=0.1),
-            "use a threat model with poison_class='intended'",
+            "use a threat model with relabel=False and poison_class='intended'",
         ),
         (
             BadNets(clean_label=True),
-            replace(CLEAN, poison_class="any"),
-            "use a threat model with poison_class='intended'",
+            replace(CLEAN, poison_class="target"),
+            r"changes images of the intended class \(\w+\).*use a threat model with poison_class='intended' or 'any'",
+        ),
+        (
+            BadNets(),
+            replace(BadNets.threat, budget=0.1, poison_class="intended"),
+            "all that may change have that label; use poison_class='any', 'target' or 'third'",
         ),
     ],
 )

@@ -36,6 +36,21 @@ def test_noise_is_as_strong_as_the_ball_allows() -> None:
     assert float((change > 15.5).float().mean()) > 0.8  # the rest is clipped at black and white
 
 
+@pytest.mark.parametrize("name", ["intended", "target", "third", "any"])
+@pytest.mark.parametrize("relabel", [False, True])
+def test_noise_is_of_the_class_that_the_threat_model_names(name, relabel: bool) -> None:
+    task = ThreatModel(budget=0.2, poison_class=name, relabel=relabel).draw(TRAIN, TEST, 0)
+    poison = RandomNoise().craft(task, quick(), 0)
+    task.check(poison)
+    true, intended = int(task.true_labels[0]), int(task.intended[0])
+    third = 3 - true - intended
+    rest = {true, third} if relabel else {0, 1, 2}  # relabelling a row of the intended class would change nothing
+    classes = {"intended": {intended}, "target": {true}, "third": {third}, "any": rest}
+    assert set(TRAIN.labels_of(poison.rows).tolist()) == classes[name]
+    assert (poison.labels is not None) == relabel
+    assert poison.labels is None or set(poison.labels.tolist()) == {intended}
+
+
 def test_under_a_backdoor_noise_shares_rows_labels_and_trigger_with_badnets_but_not_its_patch() -> None:
     task = replace(BadNets.threat, budget=0.1).draw(TRAIN, TEST, 0)
     noise, attack = RandomNoise().craft(task, quick(), 0), BadNets().craft(task, quick(), 0)

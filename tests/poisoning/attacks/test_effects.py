@@ -8,7 +8,8 @@ import pytest
 
 from mithridate.core.balls import Linf
 from mithridate.core.sources import Digits
-from mithridate.experiments.presets import Scenario, digits_recipe, from_scratch, on_frozen_features
+from mithridate.experiments.presets import digits_recipe
+from mithridate.experiments.scenarios import Scenario, scenario
 from mithridate.experiments.statistics import sign_flip
 from mithridate.experiments.store import Store
 from mithridate.experiments.trial import Trial, run
@@ -20,7 +21,7 @@ from mithridate.poisoning.threat import ThreatModel
 
 
 def outcomes(
-    attacks: tuple[Attack, Attack], threat: ThreatModel, scenario: Scenario, trials: int, folder: Path
+    attacks: tuple[Attack, Attack], threat: ThreatModel, way: Scenario, trials: int, folder: Path
 ) -> tuple[list[list[float]], list[int]]:
     """Margins of each attack by seed, and how many targets each moved; the seeds pair them."""
     store = Store(folder)
@@ -32,8 +33,8 @@ def outcomes(
                     data=Digits(),
                     threat=threat,
                     attack=attack,
-                    learner=scenario.learner,
-                    pretrain=scenario.pretrain,
+                    learner=way.learner,
+                    pretrain=way.pretrain,
                     seed=seed,
                 ),
                 store,
@@ -48,8 +49,8 @@ def outcomes(
 @pytest.mark.effect
 def test_poison_frogs_move_targets_of_a_frozen_network_and_noise_does_not(tmp_path: Path) -> None:
     attacks = (PoisonFrogs(steps=300), RandomNoise())
-    scenario = on_frozen_features(digits_recipe())
-    margins, moved = outcomes(attacks, PoisonFrogs.threat, scenario, trials=10, folder=tmp_path)
+    frozen = scenario("transfer", digits_recipe())
+    margins, moved = outcomes(attacks, PoisonFrogs.threat, frozen, trials=10, folder=tmp_path)
     differences = [a - b for a, b in zip(*margins, strict=True)]
     assert sign_flip(differences) < 0.01
     assert moved[0] >= 5
@@ -60,6 +61,6 @@ def test_poison_frogs_move_targets_of_a_frozen_network_and_noise_does_not(tmp_pa
 def test_witches_brew_raises_the_margin_of_the_intended_class_more_than_noise_does(tmp_path: Path) -> None:
     attacks = (WitchesBrew(steps=60, surrogates=2), RandomNoise())
     threat = ThreatModel(budget=0.05, ball=Linf(eps=48 / 255))
-    margins, _ = outcomes(attacks, threat, from_scratch(digits_recipe()), trials=12, folder=tmp_path)
+    margins, _ = outcomes(attacks, threat, scenario("from-scratch", digits_recipe()), trials=12, folder=tmp_path)
     differences = [a - b for a, b in zip(*margins, strict=True)]
     assert sign_flip(differences) < 0.05, differences

@@ -11,7 +11,7 @@ from mithridate.poisoning.attacks.poison_frogs import PoisonFrogs
 from mithridate.poisoning.goals import Backdoor
 from mithridate.poisoning.task import Task
 from mithridate.poisoning.threat import ThreatModel
-from tests.poisoning.cases import quick, three_classes
+from tests.poisoning.cases import OwnCode, quick, three_classes
 
 HALF_STEP = 0.5 / 255 + 1e-6  # what rounding to 8 bits may cost
 
@@ -73,6 +73,47 @@ def test_the_note_is_the_remaining_share_of_the_feature_distance() -> None:
 def test_one_poison_by_default() -> None:
     train, test = three_classes()
     assert PoisonFrogs.threat.draw(train, test, seed=0).limit == 1
+
+
+@pytest.mark.parametrize("name", ["target", "third"])
+def test_poisons_that_carry_another_label_are_refused(name: str) -> None:
+    """A collision teaches the poison's own label: under self-concealment it would defend the target."""
+    with pytest.raises(TypeError, match=r"changes images of the intended class .* poison_class='intended' or 'any'"):
+        PoisonFrogs(steps=1).craft(case(poison_class=name), LEARNER, seed=0)
+
+
+def test_where_any_class_may_change_bases_are_of_the_intended_one() -> None:
+    task, narrow = case(poison_class="any", budget=0.1), case(budget=0.1)
+    poison = PoisonFrogs(steps=2).craft(task, LEARNER, seed=0)
+    assert poison.labels is None
+    assert set(task.train.labels_of(poison.rows).tolist()) == {int(task.intended[0])}
+    assert len(task.candidates) > len(narrow.candidates)
+    assert len(poison) == task.limit == 6
+
+
+def test_targets_without_a_poison_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="2 poisons for 3 targets"):
+        PoisonFrogs(steps=1).craft(case(targets=3), LEARNER, seed=0)
+
+
+def test_each_surrogate_weighs_the_base_by_its_own_number_of_features() -> None:
+    """Features = pixels, and half of them twice: beta is the mean of 1 and 1/4 of the square of features per pixel."""
+
+    class Half(nn.Sequential):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images[:, :, :4])
+
+    def half(classes: int) -> nn.Module:
+        return Half(nn.Flatten(), nn.Linear(3 * 4 * 8, classes))
+
+    learner = OwnCode(LEARNER, quick(model=half, normalize="none", epochs=0))
+    task, beta = case(), 2.0
+    poison = PoisonFrogs(steps=400, beta=beta, surrogates=2).craft(task, learner, seed=0)
+    base, weight = task.images(poison.rows), beta * (1 + 1 / 4) / 2
+    pull = torch.full_like(base, 0.5)
+    pull[:, :, :4] = 1.0  # both members see these pixels, one the others; distances are averaged
+    expected = (2 * pull * task.targets + weight * base) / (2 * pull + weight)
+    assert (to_floats(poison.images) - expected).abs().max() <= HALF_STEP + 1e-4
 
 
 def test_errors_say_what_to_do() -> None:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mithridate.core.balls import Linf
+from mithridate.core.balls import Linf, to_floats
 from mithridate.core.seeds import stream
 from mithridate.core.transforms import Flip, Mixup, Shift
 from mithridate.poisoning.attacks.witches_brew import WitchesBrew, _Matching
 from mithridate.poisoning.goals import Backdoor
 from mithridate.poisoning.threat import ThreatModel
-from tests.poisoning.cases import quick, three_classes
+from tests.poisoning.cases import quick, three_classes, two_architectures
 
 CLASSES = 3
 
@@ -141,13 +141,43 @@ def test_restarts_never_raise_the_matching_loss() -> None:
     assert three <= one
 
 
-def test_several_targets_share_one_poison() -> None:
+@pytest.mark.parametrize("name", ["intended", "target", "third", "any"])
+@pytest.mark.parametrize("targets", [1, 3])
+def test_the_note_is_the_matching_loss_by_hand_for_any_class_and_number_of_targets(name: str, targets: int) -> None:
+    """Poisons with their own labels on one side; on the other the mean loss of the targets with the intended one."""
     train, test = three_classes(60)
-    task = ThreatModel(budget=0.1, targets=3).draw(train, test, seed=0)
-    poison = WitchesBrew(steps=2, surrogates=1).craft(task, quick(), 0)
+    threat = ThreatModel(budget=0.1, targets=targets, poison_class=name, ball=Linf(eps=32 / 255))  # type: ignore[arg-type]
+    task, learner = threat.draw(train, test, seed=0), quick(transforms=())
+    poison = WitchesBrew(steps=30, surrogates=1, precision="fp32").craft(task, learner, 0)
     task.check(poison)
-    assert len(task.targets) == 3
-    assert len(poison.rows) == task.limit
+    assert len(poison) == task.limit
+    assert poison.labels is None
+    model = learner.fit([train], [0]).models[0]
+    goal = goal_gradient(model, task.targets, task.intended)
+    labels = F.one_hot(train.labels_of(poison.rows), CLASSES).float()
+    value, _ = by_hand(model, goal, to_floats(poison.images), labels)
+    assert poison.notes["matching_loss"] == pytest.approx(float(value), abs=1e-4)
+    clean, _ = by_hand(model, goal, task.images(poison.rows), labels)
+    assert float(value) < float(clean) - 0.02
+
+
+def test_all_rows_may_be_poisoned_under_a_mixing_augmentation() -> None:
+    train, test = three_classes(12)
+    task = ThreatModel(budget=1.0, poison_class="any").draw(train, test, seed=0)
+    task.check(WitchesBrew(steps=1, surrogates=1).craft(task, quick(transforms=(Mixup(),)), 0))
+
+
+def test_surrogates_of_two_architectures_are_averaged_and_need_no_recipe() -> None:
+    train, test = three_classes(60)
+    task = ThreatModel(budget=0.1, ball=Linf(eps=32 / 255)).draw(train, test, seed=0)
+    learner = two_architectures()
+    poison = WitchesBrew(steps=3, surrogates=2, precision="fp32").craft(task, learner, 0)
+    labels = F.one_hot(train.labels_of(poison.rows), CLASSES).float()
+    values = [
+        by_hand(model, goal_gradient(model, task.targets, task.intended), to_floats(poison.images), labels)[0]
+        for model in learner.fit([train] * 2, [0, 1]).models
+    ]
+    assert poison.notes["matching_loss"] == pytest.approx(float(sum(values)) / 2, abs=1e-4)
 
 
 def test_a_mixing_augmentation_gets_clean_partners_and_poisons_only_its_own_rows() -> None:

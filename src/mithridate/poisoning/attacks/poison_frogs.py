@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from statistics import fmean
 from typing import ClassVar
 
 import torch
@@ -13,7 +15,7 @@ from mithridate.core.perturbation import by_autograd, minimise
 from mithridate.core.seeds import stream
 from mithridate.core.training import Learner
 from mithridate.core.updates import ForwardBackward
-from mithridate.poisoning.attack import Attack
+from mithridate.poisoning.attack import Attack, rows_of_intended_class
 from mithridate.poisoning.poison import Poison
 from mithridate.poisoning.threat import Misclassify, Task, ThreatModel
 
@@ -23,7 +25,9 @@ class PoisonFrogs(Attack):
     """Collide with the target in feature space while staying close to a base image of the intended class.
 
     In the ball ``any-image`` this is the paper's forward-backward splitting with its penalty; in any other ball the
-    projection onto the ball takes the place of the penalty. One poison or many, each from its own base.
+    projection onto the ball takes the place of the penalty. One poison or many, each from its own base. A collision
+    gives the target the label that the poison carries, so bases are images of the intended class whatever else the
+    threat model allows.
 
     Reference: Shafahi, Huang, Najibi, Suciu, Studer, Dumitras, Goldstein. "Poison Frogs! Targeted Clean-Label Poisoning
     Attacks on Neural Networks". NeurIPS 2018. arXiv 1804.00792, eq. (1) and Algorithm 1. Deviations: the accept test
@@ -41,7 +45,8 @@ class PoisonFrogs(Attack):
     steps: int = 1000
     """Forward-backward steps."""
     beta: float = 0.25
-    """Weight of the distance to the base before scaling by (feature dimension / image dimension) squared."""
+    """Weight of the distance to the base before scaling by (feature dimension / image dimension) squared, the mean of
+    that over the surrogates."""
     lr: float = 0.05
     """First step; shrinks to a fifth for an image whose objective would rise."""
     watermark: float = 0.0
@@ -57,12 +62,18 @@ class PoisonFrogs(Attack):
         """Crafts `task.limit` poisons; the note ``feature_distance`` is relative to the unchanged bases'.
 
         Raises:
-            TypeError: the goal is not to misclassify given targets.
+            TypeError: the goal is not to misclassify given targets, or no image of the intended class may change.
         """
         if not isinstance(task.goal, Misclassify):
             raise TypeError(f"poison-frogs moves given targets, so it needs the goal misclassify, not {task.goal}")
+        rows = rows_of_intended_class(self, task, seed)
+        if len(rows) < len(task.targets):
+            warnings.warn(
+                f"{len(rows)} poisons for {len(task.targets)} targets: each poison collides with one target, so some "
+                "targets get none; use a larger budget or fewer targets",
+                stacklevel=2,
+            )
         models = surrogate.fit([task.train] * self.surrogates, range(self.surrogates)).models
-        rows = task.choose(seed)
         base = task.images(rows)
         dealt = task.targets[torch.arange(len(rows), device=base.device) % len(task.targets)]
         with torch.no_grad():
@@ -74,7 +85,7 @@ class PoisonFrogs(Attack):
 
         blended = (1 - self.watermark) * base + self.watermark * dealt
         free = isinstance(task.ball, AnyImage)
-        beta = self.beta * (goals[0].shape[1] / base[0].numel()) ** 2 if free else 0.0
+        beta = self.beta * fmean((goal.shape[1] / base[0].numel()) ** 2 for goal in goals) if free else 0.0
         found = minimise(
             by_autograd(distance),
             blended if free else base,

@@ -14,8 +14,9 @@ from mithridate.poisoning.triggers import PatchTrigger, Trigger
 
 @dataclass(frozen=True, kw_only=True)
 class RandomNoise(Attack):
-    """Change the rows an attack would change, as strongly as the ball allows, but at random.
+    """Change as many rows as an attack may change, as strongly as the ball allows, but at random.
 
+    They are the rows that an attack without a choice of its own changes, of whatever classes the threat model allows.
     Under a backdoor the trigger is put on test images only, never on training images; labels become the intended one
     where the threat model relabels. What is left of the success is not the work of an optimised poison.
 

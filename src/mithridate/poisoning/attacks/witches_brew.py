@@ -31,6 +31,9 @@ from mithridate.poisoning.threat import Misclassify, Task, ThreatModel
 class WitchesBrew(Attack):
     """Match the poisons' gradient to the gradient that would misclassify the target.
 
+    Poisons keep their labels, whatever classes the threat model allows. Several targets are one goal: the gradient of
+    their summed loss, whose length does not matter to a cosine.
+
     Reference: Geiping, Fowl, Huang, Czaja, Taylor, Moeller, Goldstein. "Witches' Brew: Industrial Scale Data Poisoning
     via Gradient Matching". ICLR 2021. arXiv 2009.02276, eq. (3) and Algorithm 1. Deviations: the cosine is of all
     poisons together at any number of them (the reference code matches batches of 512 one by one); steps are in pixels
@@ -94,7 +97,7 @@ def _partners(train: ImageData, rows: Tensor, transforms: Sequence[BatchTransfor
     """Returns as many clean rows as there are poisons where the augmentation mixes rows, else none."""
     if not any(transform.mixes_rows for transform in transforms):
         return rows[:0]
-    clean = train.drop(rows).ids
+    clean = train.drop(rows).ids if len(rows) < len(train) else train.ids
     return clean[torch.randint(len(clean), (len(rows),), generator=stream(seed, "partners")).to(clean.device)]
 
 

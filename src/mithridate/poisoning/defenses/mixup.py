@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from mithridate.core import transforms
 from mithridate.core.training import Learner
-from mithridate.poisoning.defense import Defense, Kind, changed
+from mithridate.poisoning.defense import Defense, Kind, augmented
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,11 @@ class Mixup(Defense):
     """Concentration of the weights (Dirichlet); 1.0 draws them uniformly."""
 
     def __post_init__(self) -> None:
-        transforms.Mixup(k=self.k, alpha=self.alpha)  # says what is wrong with a setting before any training
+        self.transform()  # says what is wrong with a setting before any training
 
     def __call__(self, learner: Learner) -> Learner:
-        own = () if learner.recipe is None else learner.recipe.transforms
-        return changed(learner, self, transforms=(*own, transforms.Mixup(k=self.k, alpha=self.alpha)))
+        return augmented(learner, self, self.transform())
+
+    def transform(self) -> transforms.Mixup:
+        """What is added to the recipe."""
+        return transforms.Mixup(k=self.k, alpha=self.alpha)

@@ -1,0 +1,168 @@
+"""Rows of a table as columns: of a spreadsheet, of JSON, and of the printed table."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mithridate.experiments import cells as grid, words
+from mithridate.experiments.cells import Cell
+from mithridate.experiments.compare import UNDEFENDED, Versus
+from mithridate.experiments.statistics import Rate, percent
+
+if TYPE_CHECKING:
+    from mithridate.experiments.table import Row
+
+_NAMES = ("scenario", "access", "data", "model", "surrogate", "attack", "defense", "adaptive", "control")
+RIGHT = ("of", "adaptive of", "control", "radius")
+"""Columns that are set to the right."""
+
+
+def share(row: Row | None) -> float | None:
+    """Success of a row, if there is one."""
+    return None if row is None else row.success.share
+
+
+def plain(value: Any) -> Any:
+    """JSON values; a number that is not one (NaN) becomes null, and a row's cell its settings and seeds."""
+    if isinstance(value, Cell):
+        return {"settings": value.setting, "seeds": list(value.trials)}
+    if isinstance(value, Rate):
+        return {"share": plain(value.share)} | {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Versus):
+        shown = {"shown": value.shown, "worse_shown": value.worse_shown, "margin_shown": value.margin_shown}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)} | shown
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def flat(row: Row, adaptive: Row | None) -> dict[str, Any]:
+    """One line of a spreadsheet; `adaptive` is the row of the attacker who knows the defence."""
+    line: dict[str, Any] = {name: getattr(row, name) for name in _NAMES}
+    line |= {"budget": row.budget.limit, "poisons": row.budget.count, "bound": row.budget.bound}
+    line |= {"trials": row.trials, "victims": row.victims, "successes": row.success.successes, "n": row.success.n}
+    line |= {"success": row.success.share, "low": row.success.low, "high": row.success.high, "n_eff": row.success.n_eff}
+    line |= {"eligible_success": row.eligible.share if row.eligible else None, "margin": row.margin.value}
+    line |= {"adaptive_success": share(adaptive)}
+    for name in (*grid.CONTROLS, UNDEFENDED):
+        other = row.versus.get(name)
+        line[f"{name} success"] = other.success.share if other else None
+        line[f"{name} p"] = other.paired.p if other else None
+        line[f"{name} p (Holm)"] = other.holm if other else None
+        line[f"{name} margin difference"] = other.margin.difference.value if other else None
+        line[f"{name} margin p"] = other.margin.p if other else None
+        line[f"{name} margin p (Holm)"] = other.margin_holm if other else None
+    line |= {"accuracy": row.accuracy.value, "cost": row.cost.value if row.cost else None}
+    line |= {"removed": row.removed, "recall": row.recall}
+    line |= {"median_radius": row.certificate.median if row.certificate else None}
+    line |= {"seconds": sum(row.seconds.values()), "warnings": "; ".join(row.warnings)}
+    return {key: "" if value is None else value for key, value in plain(line).items()}
+
+
+# --- printed ---------------------------------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    """One printed line: a row, and the row of the attacker who knows the defence."""
+
+    row: Row
+    adaptive: Row | None
+    """The row itself where the static attacker was not run."""
+
+    @property
+    def static(self) -> Row | None:
+        """The row of the attacker who does not know the defence."""
+        return None if self.row is self.adaptive else self.row
+
+
+def side_by_side(rows: Iterable[Row], adaptive_of: Callable[[Row], Row | None]) -> list[Line]:
+    """Lines of a scene: a static row and its adaptive one share a line."""
+    twins = [(row, adaptive_of(row)) for row in rows]
+    paired = {id(twin) for _, twin in twins}
+    return [Line(row, row if row.adaptive else twin) for row, twin in twins if id(row) not in paired]
+
+
+def entries(lines: Sequence[Line]) -> dict[str, list[str]]:
+    """The columns that have anything in them, by their heading; Holm's where it differs from single p-values."""
+    both = any(line.adaptive for line in lines)
+    columns = _START | (_STATIC_AND_ADAPTIVE if both else _SUCCESS) | _END
+    made = {name: [entry(line) for line in lines] for name, entry in columns.items()}
+    for adjusted, single in (("Holm", "p"), ("adaptive Holm", "adaptive p")):
+        if made.get(adjusted) == made.get(single):
+            made.pop(adjusted, None)
+    return {name: column for name, column in made.items() if any(column)}
+
+
+def _success(row: Row | None) -> str:
+    return f"{percent(row.success.share)} % ({words.span(row.success)})" if row and row.success.n else ""
+
+
+def _counted(row: Row | None) -> str:
+    return words.counted(row.success) if row else ""
+
+
+def _control(row: Row) -> str:
+    return words.counted(row.against.success) if row.against else ""
+
+
+def _p(row: Row | None) -> str:
+    return words.bare_p(row.against.paired.p) if row and row.against else ""
+
+
+def _holm(row: Row | None) -> str:
+    return words.bare_p(row.against.holm) if row and row.against else ""
+
+
+def _accuracy(row: Row) -> str:
+    loss = f" ({words.signed(-100 * row.cost.value)})" if row.cost else ""
+    return f"{100 * row.accuracy.value:.1f} %{loss}" if row.accuracy.n else ""
+
+
+def _margin(row: Row) -> str:
+    if not row.against:
+        return ""
+    margin, adjusted = row.against.margin, row.against.margin_holm
+    tested = words.p_text(margin.p) if margin.p == adjusted else f"Holm {words.bare_p(adjusted)}"
+    return f"{words.signed(margin.difference.value, 2)} ({tested})"
+
+
+def _found(row: Row) -> str:
+    return f"{percent(row.recall)} %" if row.recall is not None and not row.control else ""
+
+
+Columns = dict[str, Callable[[Line], str]]
+_START: Columns = {
+    "attack": lambda line: line.row.attack + (" (adaptive)" if line.row.adaptive else ""),
+    "defence": lambda line: line.row.defense.replace(" + ", " +\n"),
+}
+_SUCCESS: Columns = {
+    "success (95 %)": lambda line: _success(line.row),
+    "of": lambda line: _counted(line.row),
+    "control": lambda line: _control(line.row),
+    "p": lambda line: _p(line.row),
+    "Holm": lambda line: _holm(line.row),
+}
+_STATIC_AND_ADAPTIVE: Columns = {
+    "static (95 %)": lambda line: _success(line.static),
+    "of": lambda line: _counted(line.static),
+    "adaptive (95 %)": lambda line: _success(line.adaptive),
+    "adaptive of": lambda line: _counted(line.adaptive),
+    "control": lambda line: _control(line.row),
+    "p": lambda line: _p(line.static),
+    "Holm": lambda line: _holm(line.static),
+    "adaptive p": lambda line: _p(line.adaptive),
+    "adaptive Holm": lambda line: _holm(line.adaptive),
+}
+_END: Columns = {
+    "margin vs control": lambda line: _margin(line.row),
+    "accuracy (points)": lambda line: _accuracy(line.row),
+    "found": lambda line: _found(line.row),
+    "radius": lambda line: f"{line.row.certificate.median:g}" if line.row.certificate else "",
+}

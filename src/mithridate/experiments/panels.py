@@ -1,0 +1,127 @@
+"""Panels: one attack at one dose in one scenario, with its defences; and the trials and controls that make it up."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mithridate.core.balls import Linf
+from mithridate.core.sources import DataSource
+from mithridate.experiments.scenarios import Scenario
+from mithridate.experiments.trial import Trial
+from mithridate.poisoning.attack import Attack
+from mithridate.poisoning.attacks.no_attack import NoAttack
+from mithridate.poisoning.attacks.random_noise import RandomNoise
+from mithridate.poisoning.defense import Defense
+from mithridate.poisoning.threat import ThreatModel
+from mithridate.poisoning.triggers import PatchTrigger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One attack at one dose in one scenario: what is read together, with the controls beside it."""
+
+    attack: Attack
+    """Crafts the poison."""
+    threat: ThreatModel
+    """What it may do: its dose."""
+    scenario: Scenario
+    """How the victims train, and what of it the attacker has."""
+    defenses: tuple[tuple[Defense, ...], ...] = ()
+    """Each entry is one stack of defences; the undefended learner is always measured too."""
+    trials: int = 20
+    """Cases drawn: independent targets, or for a backdoor independent poisons."""
+    victims: int = 1
+    """Models trained on each poison."""
+    clean_victims: int = 8
+    """Models trained on clean data, shared by all cases."""
+    adaptive: bool = False
+    """Whether every defence is also met by an attacker who knows it and crafts through it."""
+    trusted: int = 0
+    """Clean rows held out for defences that need them."""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "victims", "clean_victims"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+
+
+def dosed(
+    panels: Iterable[Panel],
+    *,
+    eps: float | Sequence[float] | None = None,
+    budget: float | Sequence[float] | None = None,
+) -> list[Panel]:
+    """Returns every panel at every dose asked for; None keeps the panel's own.
+
+    An eps means an Linf ball; attacks that mark images with a trigger have no eps and keep their own ball.
+    """
+    return list(
+        dict.fromkeys(
+            replace(panel, threat=_at_dose(panel.threat, one_eps, one_budget))
+            for panel in panels
+            for one_eps, one_budget in itertools.product(_several(eps), _several(budget))
+        )
+    )
+
+
+def _several(value: float | Sequence[float] | None) -> Sequence[float | None]:
+    return [value] if value is None or isinstance(value, (int, float)) else value
+
+
+def _at_dose(threat: ThreatModel, eps: float | None, budget: float | None) -> ThreatModel:
+    if eps is not None and not threat.goal.triggered:
+        threat = replace(threat, ball=Linf(eps=eps))
+    return threat if budget is None else replace(threat, budget=budget)
+
+
+def plan_audit(panels: Iterable[Panel], data: DataSource, *, seed: int = 0) -> list[Trial]:
+    """Returns the trials of some panels and of the controls beside them, each once.
+
+    Every panel gets `random-noise` under its own threat model, undefended; and `no-attack`, which needs no budget and
+    so is shared by all panels with the same aim, with every defence (its accuracy is what the defence costs).
+    """
+    panels = list(panels)
+    clean: dict[Any, tuple[Panel, int, int]] = {}
+    trials: list[Trial] = []
+    for panel in panels:
+        stacks = dict.fromkeys(((), *panel.defenses))
+        trials += [trial for stack in stacks for trial in _cell(panel, data, seed, stack)]
+        if panel.adaptive:
+            known = [_cell(panel, data, seed, stack) for stack in stacks if stack]
+            trials += [replace(trial, adaptive=True) for cell in known for trial in cell]
+        control = replace(panel, scenario=panel.scenario.public())
+        trials += _cell(replace(control, attack=RandomNoise(trigger=_trigger(panel))), data, seed, ())
+        for stack in stacks:
+            aim = (panel.threat.goal, panel.threat.targets, panel.threat.case)
+            key = (control.scenario, panel.trusted, *aim, _trigger(panel), stack)
+            first, cases, victims = clean.get(key, (control, 0, 0))
+            clean[key] = (first, max(cases, panel.trials), max(victims, panel.clean_victims))
+    for key, (panel, cases, victims) in clean.items():
+        shared = replace(panel, trials=cases, victims=victims, attack=NoAttack(trigger=_trigger(panel)))
+        trials += _cell(shared, data, seed, key[-1])
+    return list(dict.fromkeys(trials))
+
+
+def _trigger(panel: Panel) -> Any:
+    """The trigger that controls put on test images: the attack's own."""
+    return getattr(panel.attack, "trigger", PatchTrigger())
+
+
+def _cell(panel: Panel, data: DataSource, seed: int, defenses: tuple[Defense, ...]) -> list[Trial]:
+    return [
+        Trial(
+            data=data,
+            threat=panel.threat,
+            attack=panel.attack,
+            **panel.scenario._asdict(),
+            defenses=defenses,
+            victims=panel.victims,
+            trusted=panel.trusted,
+            seed=seed + index,
+            surrogate_seed=seed,
+        )
+        for index in range(panel.trials)
+    ]

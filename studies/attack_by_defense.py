@@ -1,0 +1,127 @@
+"""Attacks against defences: a backdoor, a feature collision and gradient matching, with and without each defence.
+
+    mithridate study studies.attack_by_defense:digits
+    mithridate study studies.attack_by_defense:access
+    mithridate study studies.attack_by_defense:small
+
+`small` expects CIFAR-10 in data/cifar10 (train.parquet and test.parquet in Hugging Face layout), or where the environment
+variable MITHRIDATE_CIFAR10 says. Its gradient matching, its mixup cells and its clean victims are those of
+`studies.witches_brew:small`: in the same results folder they are found there.
+
+References: Gu, Dolan-Gavitt, Garg. "BadNets". arXiv 1708.06733. Shafahi et al. "Poison Frogs!". NeurIPS 2018.
+arXiv 1804.00792. Geiping et al. "Witches' Brew". ICLR 2021. arXiv 2009.02276. Borgnia et al. "Strong Data Augmentation
+Sanitizes Poisoning and Backdoor Attacks Without an Accuracy Tradeoff". ICASSP 2021. arXiv 2011.09527.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import mithridate as mi
+from mithridate.experiments.panels import Panel, plan_audit
+from mithridate.experiments.presets import digits_recipe, small_recipe
+from mithridate.experiments.scenarios import SCENARIOS, scenario
+from studies.witches_brew import cifar10
+
+Stacks = Sequence[tuple[mi.Defense, ...]]
+
+DEFENSES: Stacks = (
+    (mi.Mixup(),),
+    (mi.Cutmix(),),
+    (mi.Cutout(),),
+    (mi.Maxup(),),
+    (mi.Noise(),),
+    (mi.SpectralSignatures(contamination=0.02),),
+    (mi.PartitionVote(),),
+)
+
+
+def digits() -> list[mi.Trial]:
+    """Returns the whole grid on digits, each defence static and adaptive; about 20 minutes on two cores.
+
+    A vote is met by the static attacker alone: crafting through its ten parts would cost more than all the rest.
+    """
+    recipe = digits_recipe()
+    trials = plan_audit(
+        [
+            Panel(
+                attack=mi.BadNets(),
+                threat=replace(mi.BadNets.threat, budget=0.02),
+                scenario=scenario("from-scratch", recipe),
+                defenses=tuple(DEFENSES),
+                trials=12,  # 12 of 12 against 0 of 12 is shown among up to a hundred comparisons
+                clean_victims=3,
+            ),
+            Panel(
+                attack=mi.PoisonFrogs(steps=400),
+                threat=mi.PoisonFrogs.threat,
+                scenario=scenario("transfer", recipe),
+                defenses=tuple(DEFENSES),
+                adaptive=True,
+                clean_victims=3,
+            ),
+            Panel(
+                attack=mi.WitchesBrew(steps=100, surrogates=2),
+                threat=mi.ThreatModel(budget=0.05, ball=mi.Linf(eps=32 / 255)),
+                scenario=scenario("from-scratch", recipe),
+                defenses=tuple(DEFENSES),
+                adaptive=True,
+                clean_victims=3,
+            ),
+        ],
+        mi.Digits(),
+    )
+    votes = [trial.adaptive and isinstance(trial.defenses[0], mi.PartitionVote) for trial in trials]
+    return [trial for trial, vote in zip(trials, votes, strict=True) if not vote]
+
+
+def access() -> list[mi.Trial]:
+    """Returns what the attacker's knowledge is worth on digits: every scenario as white, grey and black box."""
+    recipe = digits_recipe()
+    frogs = Panel(attack=mi.PoisonFrogs(steps=400), threat=mi.PoisonFrogs.threat, scenario=scenario("transfer", recipe))
+    brew = Panel(
+        attack=mi.WitchesBrew(steps=100, surrogates=2),
+        threat=mi.ThreatModel(budget=0.05, ball=mi.Linf(eps=32 / 255)),
+        scenario=scenario("from-scratch", recipe),
+    )
+    placed = [
+        replace(panel, scenario=scenario(name, recipe), clean_victims=3)
+        for name in SCENARIOS
+        for panel in ((frogs, brew) if name.startswith("transfer") else (brew,))
+    ]
+    return plan_audit(placed, mi.Digits())
+
+
+def small() -> list[mi.Trial]:
+    """Returns the standard small setting on CIFAR-10: 20 paired targets, and 20 backdoors; about three CPU hours.
+
+    Gradient matching at eps 16, feature collision on frozen features, a patch backdoor; each without defence and under
+    mixup, CutMix and spectral signatures.
+    """
+    recipe = small_recipe()
+    defenses = tuple(stack for stack in DEFENSES if isinstance(stack[0], (mi.Mixup, mi.Cutmix, mi.SpectralSignatures)))
+    settings = {"defenses": defenses, "trials": 20, "clean_victims": 8}
+    return plan_audit(
+        [
+            Panel(
+                attack=mi.WitchesBrew(steps=250, surrogates=2),
+                threat=mi.ThreatModel(budget=0.02, ball=mi.Linf(eps=16 / 255)),
+                scenario=scenario("from-scratch", recipe),
+                **settings,
+            ),
+            Panel(
+                attack=mi.PoisonFrogs(),
+                threat=mi.PoisonFrogs.threat,
+                scenario=scenario("transfer", recipe),
+                **settings,
+            ),
+            Panel(
+                attack=mi.BadNets(),
+                threat=replace(mi.BadNets.threat, budget=0.02),
+                scenario=scenario("from-scratch", recipe),
+                **settings,
+            ),
+        ],
+        cifar10(per_class=500),
+    )
