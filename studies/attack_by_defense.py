@@ -4,8 +4,8 @@
     mithridate study studies.attack_by_defense:access
     mithridate study studies.attack_by_defense:small
 
-`small` expects CIFAR-10 in data/cifar10 (train.parquet and test.parquet in Hugging Face layout), or where the environment
-variable MITHRIDATE_CIFAR10 says. Its gradient matching, its mixup cells and its clean victims are those of
+`small` expects CIFAR-10 in data/cifar10 (train.parquet and test.parquet in Hugging Face layout), or where the
+environment variable MITHRIDATE_CIFAR10 says. Its gradient matching, its mixup cells and its clean victims are those of
 `studies.witches_brew:small`: in the same results folder they are found there.
 
 References: Gu, Dolan-Gavitt, Garg. "BadNets". arXiv 1708.06733. Shafahi et al. "Poison Frogs!". NeurIPS 2018.

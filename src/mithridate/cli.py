@@ -91,8 +91,8 @@ class AuditOptions(Pipeline):
     attacks: Names = None
     """Attacks, with settings if you like: badnets poison-frogs witches-brew:steps=100,restarts=2."""
     defenses: Names = None
-    """Defences, with settings if you like: mixup cutmix spectral-signatures partition-vote:parts=10; a+b applies both.
-    No name after it: none."""
+    """Defences: mixup cutmix cutout maxup noise adversarial-training spectral-signatures partition-vote:parts=10
+    fine-tuning strip; a+b applies both. No name after it: none."""
     scenarios: Names = None
     """from-scratch, fine-tuning, transfer; with -grey-box after it the attacker trains features of its own, with
     -black-box another architecture. Default: for each attack the one its paper is about."""

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
-from mithridate.core.schema import from_json, parse
+from mithridate.core.schema import from_json, name_of, parse
 from mithridate.core.sources import DataSource, source
 from mithridate.core.training import Recipe
 from mithridate.experiments import audit as audits
 from mithridate.experiments.audit import Audit, run_audit
+from mithridate.experiments.cells import CONTROLS
 from mithridate.experiments.files import read_json
 from mithridate.experiments.loader import FILE
 from mithridate.experiments.panels import Panel, dosed, plan_audit
@@ -224,8 +225,9 @@ def print_plan(trials: Sequence[Trial], folder: Path, workers: int, device: str,
     """Prints what would run and what it could show."""
     say(str(plan(trials, folder, workers=workers, device=device)))
     say(f"on {workers} worker{'s' * (workers > 1)} ({device}), into {folder}")
+    attacked = {replace(trial, seed=0, victims=1) for trial in trials if name_of(trial.attack) not in CONTROLS}
     for count in sorted(set(counts)):
-        say(what_n_shows(count))
+        say(what_n_shows(count, comparisons=len(attacked)))
     return 0
 
 

@@ -33,7 +33,13 @@ FAMILIES = (
     Trigger,
     Update,
 )
-NEEDED = {"balls": "linf(eps=1/255)+patch(area=0.1)", "eps": "8/255", "path": "data"}
+NEEDED = {
+    "balls": "linf(eps=1/255)+patch(area=0.1)",
+    "datasets": "tests.core.image_files:torch_pair",
+    "eps": "8/255",
+    "name": "owner/name",
+    "path": "data",
+}
 """Settings without a default, as people type them."""
 MEMBERS = [(family, name) for family in FAMILIES for name, cls in choices(family).items() if cls is not Arrays]
 every_choice = pytest.mark.parametrize("family, name", MEMBERS, ids=lambda value: getattr(value, "__name__", value))

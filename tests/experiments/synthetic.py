@@ -117,6 +117,15 @@ def name_of(settings: Any) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def hits(
+    attack: str, won: list[int], *defenses: dict[str, Any], threat: dict[str, Any] = TARGETED, **more: Any
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Trials of one cell: `won[seed]` says whether the attack succeeded."""
+    for seed, hit in enumerate(won):
+        settings = trial(attack, threat, *defenses, seed=seed, **more)
+        yield settings, result(settings, [[hit]], [[2.0 * hit - 1.0]], [0.9 - 0.01 * len(defenses) + 0.001 * seed])
+
+
 def misclassify_pairs(targets: int = 20, seed: int = 0) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Gradient matching and its controls, without a defence and under mixup."""
     rng = np.random.default_rng(seed)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,3 +182,14 @@ def test_fewer_imagined_outcomes_would_be_too_few(monkeypatch):
     monkeypatch.setattr(rates, "effective_n", lambda outcomes: 160 / (1 + 7 * intraclass_correlation(outcomes)))
     found = coverage.cell(20, 8, 0.8, 500, {}, rates=(0.05,))
     assert min(values[0, 0] for values in found.values()) < 0.85
+
+
+def test_what_the_docstring_says_of_coverage_is_in_the_committed_results():
+    path = Path(coverage.__file__).parent / "results" / "coverage-cpu.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    means, single = found["claims"]
+    assert all(claim["holds"] for claim in (means, single))
+    grid = [row for row in found["rows"] if row["rounds"] == 20_000]
+    assert len(grid) == 2 * len(coverage.TARGETS) * len(coverage.VICTIMS) * len(coverage.CORRELATIONS)
+    assert f"{100 * single['low']:.1f} % of studies or more" in str(rate.__doc__)
+    assert f"{100 * means['low']:.1f} % or more on average" in str(rate.__doc__)

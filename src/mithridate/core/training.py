@@ -287,14 +287,17 @@ class TrainingState:
             MemoryError: one batch does not fit into memory.
         """
         try:
-            losses = [self.advance(batch) for batch in self.batches()]
+            # Summed, not collected: small tensors kept between the large ones that each step frees hold their pages.
+            total = torch.zeros((), dtype=torch.float64, device=self.data.device)
+            for batch in self.batches():
+                total += self.advance(batch)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             size = self.recipe.batch_size  # smaller pieces of a batch would have other BatchNorm statistics
             raise MemoryError(f"out of memory in training with batch_size {size}; use a smaller one") from error
+        self.losses.append(float(total) / (self.steps - self._before))
         self.epoch, self._before = self.epoch + 1, self.steps
-        self.losses.append(float(torch.stack(losses).mean()))
         if not self.losses[-1] < float("inf"):
             warnings.warn(
                 f"training diverged in epoch {self.epoch} (loss {self.losses[-1]}); lower learning_rate "

@@ -6,6 +6,7 @@ import builtins
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mithridate.core.data import ImageData
 from mithridate.core.sources import Arrays, DataSource

@@ -295,9 +295,9 @@ def paired(first: Cell, second: Cell) -> Iterator[int]:
             yield seed
 
 
-def _case(cell: Cell, seed: int) -> tuple[Any, Any]:
+def _case(cell: Cell, seed: int) -> tuple[Any, ...]:
     case = cell.trials[seed][1].get("case") or {}
-    return case.get("target_rows"), case.get("intended")
+    return tuple(case.get(name) for name in ("target_rows", "target_files", "intended"))
 
 
 def cost(cell: Cell, unattacked: Cell | None) -> Mean | None:

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from mithridate.experiments.table import Row
 
 _NAMES = ("scenario", "access", "data", "model", "surrogate", "attack", "defense", "adaptive", "control")
-RIGHT = ("of", "adaptive of", "control", "radius")
+RIGHT = ("of", "control", "radius")
 """Columns that are set to the right."""
+WHOLE = ("attack", "defence", "success (95 %)", "static (95 %)", "adaptive (95 %)")
+"""Columns whose words are never broken."""
 
 
 def share(row: Row | None) -> float | None:
@@ -94,9 +96,8 @@ def entries(lines: Sequence[Line]) -> dict[str, list[str]]:
     both = any(line.adaptive for line in lines)
     columns = _START | (_STATIC_AND_ADAPTIVE if both else _SUCCESS) | _END
     made = {name: [entry(line) for line in lines] for name, entry in columns.items()}
-    for adjusted, single in (("Holm", "p"), ("adaptive Holm", "adaptive p")):
-        if made.get(adjusted) == made.get(single):
-            made.pop(adjusted, None)
+    if made["Holm"] == made["p"]:
+        del made["Holm"]
     return {name: column for name, column in made.items() if any(column)}
 
 
@@ -118,6 +119,10 @@ def _p(row: Row | None) -> str:
 
 def _holm(row: Row | None) -> str:
     return words.bare_p(row.against.holm) if row and row.against else ""
+
+
+def _p_and_holm(row: Row | None) -> str:
+    return _p(row) if _p(row) == _holm(row) else f"{_p(row)} (Holm {_holm(row)})"
 
 
 def _accuracy(row: Row) -> str:
@@ -151,14 +156,12 @@ _SUCCESS: Columns = {
 }
 _STATIC_AND_ADAPTIVE: Columns = {
     "static (95 %)": lambda line: _success(line.static),
-    "of": lambda line: _counted(line.static),
+    "of": lambda line: _counted(line.static or line.adaptive),
     "adaptive (95 %)": lambda line: _success(line.adaptive),
-    "adaptive of": lambda line: _counted(line.adaptive),
     "control": lambda line: _control(line.row),
     "p": lambda line: _p(line.static),
     "Holm": lambda line: _holm(line.static),
-    "adaptive p": lambda line: _p(line.adaptive),
-    "adaptive Holm": lambda line: _holm(line.adaptive),
+    "adaptive p": lambda line: _p_and_holm(line.adaptive),
 }
 _END: Columns = {
     "margin vs control": lambda line: _margin(line.row),

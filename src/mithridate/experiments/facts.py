@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mithridate import __version__
 from mithridate.core.data import ImageData
+from mithridate.core.decoding import decoder_version
 from mithridate.core.schema import SCHEMA
 from mithridate.core.training import Fitted
 from mithridate.poisoning.poison import Poison
@@ -34,7 +35,7 @@ class TrialResult:
     case: dict[str, Any]
     """What was drawn: goal, target rows and classes, intended classes, class of the poisons."""
     data: dict[str, Any]
-    """Fingerprint, sizes, class names, shape; for transfer what the features were trained on."""
+    """Fingerprint, sizes, class names, shape, decoder; with pretraining what the features were trained on."""
     poison: dict[str, Any]
     """Id, number, share, largest Linf and mean L2 change on the 8-bit pixels, relabelled rows, the attack's notes."""
     defense: dict[str, Any]
@@ -82,6 +83,7 @@ def data_facts(fingerprint: str, train: ImageData, test: ImageData, features: di
         "test": len(test),
         "classes": list(train.classes),
         "shape": list(train.shape),
+        "decoder": decoder_version() if train.decoder else None,
         **({} if features is None else {"features": features}),
     }
 

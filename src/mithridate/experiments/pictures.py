@@ -147,7 +147,7 @@ def costs(rows: Sequence[Row], name: str) -> list[str]:
     found: dict[tuple[str, str], Row] = {}
     for row in sorted(rows, key=lambda r: r.attack != "no-attack"):  # unattacked data first
         if row.defense != "none" and row.cost is not None and row.cost.n:
-            found.setdefault((words.where(row, rows), row.defense), row)
+            found.setdefault((words.where(row, rows, attacker=False), row.defense), row)
     return [_costs(found, width, f"{name}-{width}") for width in (WIDE, NARROW)] if found else []
 
 

@@ -116,9 +116,9 @@ def rate(outcomes: Outcomes) -> Rate:
     victims, intraclass correlations of 0, 0.3 and 0.8, nine true rates from 5 to 95 % and three ways to draw correlated
     outcomes, 20,000 studies of each. The interval contains the true rate in 93.3 % of studies or more at every one of
     these rates, and in 95.0 % or more on average over the rates. Between them it dips a little, since successes come in
-    whole numbers: with one victim, to 92.5 % (other numbers of targets: 91 %). Wilson's interval on an n_eff without imagined
-    targets, at nearly the same mean width (0.337 against 0.343), falls to 75 %. With 60 and 500 outcomes per target, as
-    backdoors have, 94 % or more on average over the rates, but not at every one.
+    whole numbers: with one victim, to 92.5 % (other numbers of targets: 91 %). Wilson's interval on an n_eff without
+    imagined targets has nearly the same mean width (0.337 against 0.343) and falls to 75 %. With 60 and 500 outcomes
+    per target, as backdoors have, it is 94 % or more on average over the rates, but not at every one.
 
     >>> print(rate([[1], [0], [0], [1]]))
     50 % (9 to 91 %; 2 of 4)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.experiments import cells as grid, words
 from mithridate.experiments.cells import Cell, Pair
-from mithridate.experiments.columns import RIGHT, entries, flat, plain, share, side_by_side
+from mithridate.experiments.columns import RIGHT, WHOLE, entries, flat, plain, share, side_by_side
 from mithridate.experiments.compare import Comparisons, Versus as Versus, against, compared
 from mithridate.experiments.labels import Labels
 from mithridate.experiments.rates import rate
@@ -237,9 +237,7 @@ def print_table(table: Table, console: Console) -> None:
         shown = entries(lines)
         drawn = Grid(box=None, padding=(0, 2, 0, 0))
         for name in shown:
-            drawn.add_column(
-                name, justify="right" if name in RIGHT else "left", overflow="fold", no_wrap=name == "defence"
-            )
+            drawn.add_column(name, justify="right" if name in RIGHT else "left", overflow="fold", no_wrap=name in WHOLE)
         for line, texts in zip(lines, zip(*shown.values(), strict=True), strict=True):
             drawn.add_row(*(Text(words.tied(text)) for text in texts), style="dim" if line.row.control else "")
         console.print(Text(scene.title, style="bold"))

@@ -94,6 +94,11 @@ class Trial:
         if self.trusted < 0:
             raise ValueError(f"trusted is {self.trusted}; it is a number of rows, 0 or more")
         object.__setattr__(self, "defenses", tuple(self.defenses))
+        if needy := [name_of(defense) for defense in self.defenses if defense.needs_trusted and not self.trusted]:
+            raise ValueError(
+                f"{needy[0]} works on clean rows held out for it, but trusted is 0; set it, for example to 100 "
+                "(--trusted 100)"
+            )
 
     @property
     def scenario(self) -> str:

@@ -93,10 +93,10 @@ def place(row: Row) -> str:
     return f"{row.scenario}, {row.data}, {row.model}"
 
 
-def where(row: Row, rows: Sequence[Row]) -> str:
+def where(row: Row, rows: Sequence[Row], *, attacker: bool = True) -> str:
     """What tells the place of a row, and the attacker's access, from those of the others; empty where nothing does."""
-    parts = (_varying(row, rows, "scenario"), access(row, rows), _varying(row, rows, "data", "model"))
-    return ", ".join(filter(None, parts))
+    means = access(row, rows) if attacker else ""
+    return ", ".join(filter(None, (_varying(row, rows, "scenario"), means, _varying(row, rows, "data", "model"))))
 
 
 def _varying(row: Row, rows: Sequence[Row], *names: str) -> str:

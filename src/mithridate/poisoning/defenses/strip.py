@@ -36,7 +36,7 @@ class Strip(Defense):
     overlays: int = 100
     """Clean images that each image is blended with; each costs a prediction."""
     blend: Literal["sum", "mean"] = "sum"
-    """Sum of two images, clipped to [0, 1], or their mean, which halves the trigger too: small ones then stop working."""
+    """Sum of two images, clipped to [0, 1], or their mean, which halves the trigger too: small ones stop working."""
     false_alarms: float = 0.01
     """Share of clean images that may be refused, a fraction in (0, 1)."""
     calibration: int = 500
