@@ -68,7 +68,7 @@ def test_victims_start_from_the_users_checkpoint(run, tmp_path: Path) -> None:
     recipe = Recipe(model="convnet:width=4", epochs=1, transforms=())
     save_weights(recipe.fit([Digits(train=100).load()[0]], [3]).models[0], tmp_path / "mine.safetensors")
     brew = ("--attacks", "witches-brew:steps=2,surrogates=1", "--defenses", "--start-from", "mine.safetensors")
-    code, out, err = run("audit", *TINY, *FEW, *brew)
+    code, _, err = run("audit", *TINY, *FEW, *brew)
     assert code == 0, err
     assert {t["learner"]["start_from"] for t in trials(tmp_path / "runs/audit")} == {"mine.safetensors"}
     assert "fine-tuning" in (tmp_path / "runs/audit/report.html").read_text()

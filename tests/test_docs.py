@@ -51,8 +51,8 @@ def test_the_example_defence_adds_its_transform(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: tuple[mi.ImageData, mi.ImageData]
 ) -> None:
     module = example("add-a-defence.md", tmp_path, monkeypatch)
-    learner = module.Noise(eps=0.25)(RECIPE)
-    assert learner == replace(RECIPE, transforms=(*RECIPE.transforms, module.AddNoise(eps=0.25)))
+    learner = module.Contrast(spread=0.25)(RECIPE)
+    assert learner == replace(RECIPE, transforms=(*RECIPE.transforms, module.ScaleContrast(spread=0.25)))
     assert len(learner.fit([digits[0]], [0]).models) == 1
 
 

@@ -254,7 +254,7 @@ def test_a_guard_is_calibrated_for_each_member_on_trusted_rows_or_on_the_rows_it
     assert [call[:2] for call in seen] == [(1, list(range(1, 60)))] * 2
     assert seen[0][2] != seen[1][2]
     assert watched == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert [call[1] for call in asked] == [[5], [6]]
+    assert [call[1] for call in asked] == [[5, 6]]
     assert [kept.tolist() for kept in fitted.kept if kept is not None] == [list(range(1, 60))] * 2
     Guarded(Spy(quick(), asked), guard).fit([TRAIN], [5], trusted=trusted)
     assert seen[2] == (1, [0, 1, 2], seen[0][2])
@@ -285,3 +285,12 @@ def test_a_guarded_vote_gives_no_certificate() -> None:
         fitted.predictor(images).scores, Voting(NearestMean(), 3).fit([TRAIN], [0]).predictor(images).scores
     )
     assert len(fitted.models) == 3
+
+
+def test_a_guard_around_mixed_recipes_keeps_every_architecture() -> None:
+    mixed = Mixed((quick(), replace(quick(), model="convnet-wide:width=4")))
+    fitted = Guarded(mixed, dark).fit([TRAIN, TRAIN], [5, 6])
+    plain = mixed.fit([TRAIN, TRAIN], [5, 6])
+    images = TEST.floats(TEST.ids)
+    assert equal(weights(fitted), weights(plain))
+    assert torch.equal(fitted.predictor(images).scores, plain.predictor(images).scores)

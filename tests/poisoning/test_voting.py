@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 
+from mithridate.core.learners import Mixed
 from mithridate.core.sampling import Shuffled
-from mithridate.core.training import Prediction
-from mithridate.poisoning.defense import Guarded
+from mithridate.core.training import Prediction, Recipe
+from mithridate.poisoning.defense import Filtered, Guarded
 from mithridate.poisoning.voting import Voting
 from tests.poisoning.cases import NearestMean, quick, three_classes
 from tests.poisoning.spy import Spy
@@ -67,3 +69,10 @@ def test_a_part_that_its_guard_silences_casts_no_vote() -> None:
     assert bool((after.scores <= before.scores).all())
     assert not after.abstained.any()
     assert after.radius is not None
+
+
+def test_a_vote_of_mixed_architectures_would_certify_nothing() -> None:
+    mixed = Mixed((Recipe(), Recipe(model="convnet-wide")))
+    for inner in (mixed, Filtered(mixed, lambda features, labels: labels < 0)):
+        with pytest.raises(TypeError, match="nothing would be certified"):
+            Voting(inner, 3)

@@ -44,7 +44,7 @@ class BatchTransform(Choice, ABC):
 
     home: ClassVar[str] = "mithridate.core.transforms"
     mixes_rows: ClassVar[bool] = False
-    """Whether a row of the result depends on other rows of the batch."""
+    """Whether a row of the result depends on other rows of the batch; an instance may set its own."""
 
     @abstractmethod
     def __call__(self, batch: Batch, model: nn.Module, rng: torch.Generator) -> Batch:

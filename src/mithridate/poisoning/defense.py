@@ -257,23 +257,27 @@ class Guarded(Learner):
         trusted: ImageData | None = None,
         watch: Watch | None = None,
     ) -> Fitted:
-        """Trains member after member, so that each guard has a predictor of its own member."""
-        parts, predictors = [], []
-        for member, (data, seed) in enumerate(zip(datasets, seeds, strict=True)):
-            fitted = self.learner.fit([data], [seed], trusted=trusted, watch=watch and _as_member(watch, member))
-            clean = _used(data, fitted.kept[0]) if trusted is None else trusted
-            parts.append(fitted)
-            predictors.append(_guarded(fitted.predictor, self.guard(fitted.predictor, clean, derive(seed, "guard"))))
-        return Fitted(
-            Ensemble([model for part in parts for model in part.models]),
-            _side_by_side(predictors),
-            {name: [part.history[name][0] for part in parts] for name in (parts[0].history if parts else ())},
-            [part.kept[0] for part in parts],
-        )
+        """Trains, and calibrates a guard for each member."""
+        fitted = self.learner.fit(datasets, seeds, trusted=trusted, watch=watch)
+        guarded = []
+        for member, (data, kept, seed) in enumerate(zip(datasets, fitted.kept, seeds, strict=True)):
+            alone = self._alone(fitted, member, len(datasets))
+            clean = _used(data, kept) if trusted is None else trusted
+            guarded.append(_guarded(alone, self.guard(alone, clean, derive(seed, "guard"))))
+        return fitted._replace(predictor=_side_by_side(guarded), guarantees=())
 
+    def _alone(self, fitted: Fitted, member: int, members: int) -> Predictor:
+        """The predictor of one member; of votes and guards inside, all members are asked, which only costs time."""
+        if members == 1:
+            return fitted.predictor
+        if len(fitted.models) == members and not isinstance(self.learner, Guarded):
+            return predictor_of(fitted.models[member : member + 1])
 
-def _as_member(watch: Watch, member: int) -> Watch:
-    return lambda _, epoch, predictor: watch(member, epoch, predictor)
+        def predict(images: Tensor) -> Prediction:
+            scores, abstained, _ = fitted.predictor(images)
+            return Prediction(scores[member : member + 1], abstained[member : member + 1], None)
+
+        return predict
 
 
 def _guarded(predictor: Predictor, rejected: Rejection) -> Predictor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from mithridate.core.data import ImageData
 from mithridate.core.ensemble import Ensemble
 from mithridate.core.guarantees import Guarantee
+from mithridate.core.learners import Mixed
 from mithridate.core.seeds import derive
 from mithridate.core.training import EVALUATION_BATCH, Fitted, Learner, Prediction, Predictor, Recipe, Watch
 
@@ -37,6 +39,14 @@ class Voting(Learner):
     def __post_init__(self) -> None:
         if isinstance(self.learner, Voting):
             raise TypeError("a vote of votes certifies nothing more; use one partition-vote with more parts")
+        inner: Any = self.learner
+        while hasattr(inner, "learner"):
+            inner = inner.learner
+        if isinstance(inner, Mixed):
+            raise TypeError(
+                "a part's architecture would depend on how many parts before it can be trained, so one row could move "
+                "several parts and nothing would be certified; put partition-vote around one recipe"
+            )
 
     @property
     def recipe(self) -> Recipe | None:
