@@ -25,7 +25,7 @@ from mithridate.experiments.files import read_json
 from mithridate.experiments.loader import FILE
 from mithridate.experiments.panels import Panel, dosed, plan_audit
 from mithridate.experiments.plan import plan
-from mithridate.experiments.power import what_n_shows
+from mithridate.experiments.power import what_it_takes, what_n_shows
 from mithridate.experiments.presets import Preset, preset
 from mithridate.experiments.rehearsal import rehearse
 from mithridate.experiments.report import write_report
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 MOST_WORKERS = 8
 """Worker processes that are started without being asked: each holds a torch of its own in memory."""
+
+EXAMPLE = 0.25
+"""Success rate for which a plan says how many cases would show it."""
 
 
 # --- verbs -----------------------------------------------------------------------------------------------------------
@@ -228,6 +231,7 @@ def print_plan(trials: Sequence[Trial], folder: Path, workers: int, device: str,
     attacked = {replace(trial, seed=0, victims=1) for trial in trials if name_of(trial.attack) not in CONTROLS}
     for count in sorted(set(counts)):
         say(what_n_shows(count, comparisons=len(attacked)))
+    say(what_it_takes(EXAMPLE, comparisons=len(attacked)))
     return 0
 
 

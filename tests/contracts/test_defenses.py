@@ -217,14 +217,13 @@ def test_it_stacks_on_a_results_folder(name: str, tmp_path: Path) -> None:
     assert equal(weights(stored[0]), weights(stored[1]))
 
 
-@every_defense
+@pytest.mark.parametrize("name", [name for name in DEFENSES if DEFENSES[name].kind != "vote"])  # which refuses them
 def test_a_mixture_of_recipes_is_defended_as_a_recipe_is(name: str) -> None:
     mixed = made(name)(Mixed((small(epochs=1), small(epochs=1, model="convnet:width=6"))))
     alone = made(name)(small(epochs=1))
     both = says(fit(mixed, [TRAIN, TRAIN], [3, 4]))
     assert both.scores.shape == (2, 30, 3)
-    if DEFENSES[name].kind != "vote":  # there the parts are dealt to the recipes
-        assert torch.equal(both.scores[0], says(fit(alone, [TRAIN], [3])).scores[0])
+    assert torch.equal(both.scores[0], says(fit(alone, [TRAIN], [3])).scores[0])
 
 
 @pytest.mark.parametrize("name", [name for name in DEFENSES if DEFENSES[name].kind in CHANGES])
