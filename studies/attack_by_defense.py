@@ -35,12 +35,16 @@ DEFENSES: Stacks = (
     (mi.SpectralSignatures(contamination=0.02),),
     (mi.PartitionVote(),),
 )
+SGD_HEAD = (mi.Noise(scale=0),)
+"""No defence at all, but a head that is trained by SGD as under any augmentation, and not solved to convergence."""
 
 
 def digits() -> list[mi.Trial]:
-    """Returns the whole grid on digits, each defence static and adaptive; about 20 minutes on two cores.
+    """Returns the whole grid on digits, each defence static and, where it can say something, adaptive; half an hour.
 
-    A vote is met by the static attacker alone: crafting through its ten parts would cost more than all the rest.
+    A vote is met by the static attacker alone: crafting through its ten parts would cost more than all the rest. So are
+    most defences against gradient matching, which moves no target here even without one. A patch backdoor has nothing
+    to adapt: its poison does not depend on any model.
     """
     recipe = digits_recipe()
     trials = plan_audit(
@@ -57,7 +61,7 @@ def digits() -> list[mi.Trial]:
                 attack=mi.PoisonFrogs(steps=400),
                 threat=mi.PoisonFrogs.threat,
                 scenario=scenario("transfer", recipe),
-                defenses=tuple(DEFENSES),
+                defenses=(*DEFENSES, SGD_HEAD),
                 adaptive=True,
                 clean_victims=3,
             ),
@@ -72,8 +76,17 @@ def digits() -> list[mi.Trial]:
         ],
         mi.Digits(),
     )
-    votes = [trial.adaptive and isinstance(trial.defenses[0], mi.PartitionVote) for trial in trials]
-    return [trial for trial, vote in zip(trials, votes, strict=True) if not vote]
+    return [trial for trial in trials if not trial.adaptive or _telling(trial)]
+
+
+def _telling(trial: mi.Trial) -> bool:
+    """Whether an adaptive cell of `digits` is run."""
+    (defense,) = trial.defenses
+    if trial.defenses == SGD_HEAD:
+        return False
+    if isinstance(trial.attack, mi.WitchesBrew):
+        return isinstance(defense, (mi.Mixup, mi.Cutmix))
+    return not isinstance(defense, mi.PartitionVote)
 
 
 def access() -> list[mi.Trial]:

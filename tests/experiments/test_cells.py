@@ -157,3 +157,12 @@ def test_missing_settings_and_their_defaults_make_one_cell():
     other = trial("witches-brew", TARGETED, seed=1, knows_features=False)
     pairs = [(made, result(made, [[1]], [[1.0]], [0.9])) for made in (old, new, other)]
     assert sorted(len(cell.trials) for cell in grid.cells(pairs)) == [1, 2]
+
+
+def test_data_that_were_moved_between_two_runs_are_the_same_data() -> None:
+    pairs = list(hits("witches-brew", [0, 1]))
+    moved = [(pairs[1][0] | {"data": pairs[1][0]["data"] | {"path": "/mnt/cifar10"}}, pairs[1][1])]
+    (cell,) = grid.cells([pairs[0], *moved])
+    assert list(cell.trials) == [0, 1]
+    other = moved[0][1] | {"data": moved[0][1]["data"] | {"fingerprint": "another"}}
+    assert len(grid.cells([pairs[0], (moved[0][0], other)])) == 2

@@ -88,6 +88,23 @@ class Learner(Choice, ABC):
         """Trains one model for each data set and seed; sees neither test data nor targets nor what is poisoned."""
 
 
+class Wrapper(Learner):
+    """A learner around another one, whose recipe is that of the one inside."""
+
+    learner: Learner
+    """What is inside."""
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The innermost recipe."""
+        return self.learner.recipe
+
+    @property
+    def innermost(self) -> Learner:
+        """The learner inside all wrappers."""
+        return self.learner.innermost if isinstance(self.learner, Wrapper) else self.learner
+
+
 def predictor_of(models: Ensemble) -> Predictor:
     """Returns the plain predictor of an ensemble: logits, never abstaining, no certificate.
 

@@ -187,9 +187,15 @@ def canonical(value: Any) -> str:
 
 
 def cells(pairs: Iterable[Pair]) -> list[Cell]:
-    """Group finished trials; of two with the same seed the one with more victims stays (it includes the other)."""
+    """Group finished trials; of two with the same seed the one with more victims stays (it includes the other).
+
+    Data are known by their content: a folder that was moved between two runs is the same data.
+    """
     groups: dict[str, dict[int, Pair]] = {}
+    places: dict[str, Any] = {}
     for trial, result in pairs:
+        content = (result.get("data") or {}).get("fingerprint")
+        trial = trial | ({"data": places.setdefault(content, trial["data"])} if content else {})  # noqa: PLW2901
         key = canonical({name: value for name, value in (DEFAULTS | trial).items() if name not in _UNITS})
         group = groups.setdefault(key, {})
         seed = int(trial.get("seed", 0))

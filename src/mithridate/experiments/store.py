@@ -38,7 +38,7 @@ from mithridate.core.learners import Mixed, TrainFunction
 from mithridate.core.progress import track
 from mithridate.core.schema import SCHEMA, from_json, identity, resumable, to_json
 from mithridate.core.sources import DataSource
-from mithridate.core.training import Fitted, Learner, Recipe, Watch
+from mithridate.core.training import Fitted, Learner, Recipe, Watch, Wrapper
 from mithridate.experiments.files import digest, making, read_json, write_json
 from mithridate.experiments.recall import Member, Memory, remembering
 from mithridate.poisoning.poison import Poison
@@ -259,7 +259,7 @@ class Fit(NamedTuple):
     seed: int
 
 
-class Stored(Learner):
+class Stored(Wrapper):
     """A learner whose fits come from a results folder and go there.
 
     Recipes are stored, alone or mixed, and so is training code of the user's own where something says how to build its
@@ -278,11 +278,6 @@ class Stored(Learner):
     def __init__(self, learner: Learner, store: Store) -> None:
         self.learner = learner
         self.store = store
-
-    @property
-    def recipe(self) -> Recipe | None:
-        """The recipe of the learner inside."""
-        return self.learner.recipe
 
     def fit(
         self,

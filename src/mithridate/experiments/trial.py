@@ -18,7 +18,7 @@ from mithridate.core.learners import Mixed
 from mithridate.core.schema import name_of, resumable, to_json
 from mithridate.core.seeds import derive, stream
 from mithridate.core.sources import DataSource
-from mithridate.core.training import Fitted, Learner, Recipe, Watch
+from mithridate.core.training import Fitted, Learner, Recipe, Watch, Wrapper
 from mithridate.experiments.facts import (
     TrialResult,
     caught_warnings,
@@ -319,16 +319,11 @@ def wrap(learner: Learner, defenses: Sequence[Defense], store: Store | None, *, 
     return Stored(learner, store) if outside == len(defenses) and store is not None else learner
 
 
-class Surrogates(Learner):
+class Surrogates(Wrapper):
     """What an attack gets: it asks for the seeds 0, 1, ..., and all trials of a study share what it is given."""
 
     def __init__(self, learner: Learner, seed: int, clock: Clock) -> None:
         self.learner, self.seed, self.clock = learner, seed, clock
-
-    @property
-    def recipe(self) -> Recipe | None:
-        """The recipe of the learner inside."""
-        return self.learner.recipe
 
     def fit(
         self,

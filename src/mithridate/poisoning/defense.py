@@ -26,6 +26,7 @@ from mithridate.core.training import (
     Predictor,
     Recipe,
     Watch,
+    Wrapper,
     predictor_of,
 )
 from mithridate.poisoning.voting import Voting
@@ -99,7 +100,7 @@ Suspicion = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Filtered(Learner):
+class Filtered(Wrapper):
     """Fit, mark suspicious rows by their features, drop them, fit again.
 
     Features come from the first fit, in eval mode and without augmentation. The second fit has the same seed: the two
@@ -121,11 +122,6 @@ class Filtered(Learner):
         if isinstance(self.learner, Purified | Guarded):
             later = "purification" if isinstance(self.learner, Purified) else "guard"
             raise TypeError(f"a {later} works on the models of the last fit; put the filter before the {later}")
-
-    @property
-    def recipe(self) -> Recipe | None:
-        """The recipe of the learner inside."""
-        return self.learner.recipe
 
     def fit(
         self,
@@ -162,7 +158,7 @@ used, the trusted rows (None: there are none) and a seed -> the purified model."
 
 
 @dataclasses.dataclass(frozen=True)
-class Purified(Learner):
+class Purified(Wrapper):
     """Fit, then change the weights of each model.
 
     `watch` sees the fit, not what comes after it; history and kept rows are those of the fit. What a recipe proves does
@@ -184,11 +180,6 @@ class Purified(Learner):
             )
         if isinstance(self.learner, Guarded):
             raise TypeError("a guard is calibrated on the final weights; put the purification before the guard")
-
-    @property
-    def recipe(self) -> Recipe | None:
-        """The recipe of the learner inside."""
-        return self.learner.recipe
 
     def fit(
         self,
@@ -231,7 +222,7 @@ Guard = Callable[[Predictor, ImageData, int], Rejection]
 
 
 @dataclasses.dataclass(frozen=True)
-class Guarded(Learner):
+class Guarded(Wrapper):
     """Fit, then refuse to answer for images that a guard rejects.
 
     The guard is calibrated for each member on the trusted rows, or, where there are none, on the rows that the member
@@ -243,11 +234,6 @@ class Guarded(Learner):
     """Trains the models."""
     guard: Guard
     """Says what to reject."""
-
-    @property
-    def recipe(self) -> Recipe | None:
-        """The recipe of the learner inside."""
-        return self.learner.recipe
 
     def fit(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +15,11 @@ from mithridate.core.ensemble import Ensemble
 from mithridate.core.guarantees import Guarantee
 from mithridate.core.learners import Mixed
 from mithridate.core.seeds import derive
-from mithridate.core.training import EVALUATION_BATCH, Fitted, Learner, Prediction, Predictor, Recipe, Watch
+from mithridate.core.training import EVALUATION_BATCH, Fitted, Learner, Prediction, Predictor, Watch, Wrapper
 
 
 @dataclasses.dataclass(frozen=True)
-class Voting(Learner):
+class Voting(Wrapper):
     """Split the training set into parts by content, train one model on each, let them vote.
 
     A row belongs to the part that the SHA-256 of its 8-bit pixels says, whatever its label or place; a part is put in
@@ -39,19 +38,11 @@ class Voting(Learner):
     def __post_init__(self) -> None:
         if isinstance(self.learner, Voting):
             raise TypeError("a vote of votes certifies nothing more; use one partition-vote with more parts")
-        inner: Any = self.learner
-        while hasattr(inner, "learner"):
-            inner = inner.learner
-        if isinstance(inner, Mixed):
+        if isinstance(self.innermost, Mixed):
             raise TypeError(
                 "a part's architecture would depend on how many parts before it can be trained, so one row could move "
                 "several parts and nothing would be certified; put partition-vote around one recipe"
             )
-
-    @property
-    def recipe(self) -> Recipe | None:
-        """The recipe of the learner inside."""
-        return self.learner.recipe
 
     def fit(
         self,
