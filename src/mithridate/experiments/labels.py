@@ -131,8 +131,8 @@ def _function_name(function: Settings) -> str:
 def setting(value: Any) -> str:
     """A setting as the command line would spell it.
 
-    >>> setting({"type": "linf", "eps": 0.5}), setting(0.30000000000000004), setting([1, None])
-    ('linf:eps=0.5', '0.3', '1, none')
+    >>> setting({"type": "linf", "eps": 8 / 255}), setting(0.30000000000000004), setting([1, None])
+    ('linf:eps=8/255', '0.3', '1, none')
     """
     if isinstance(value, dict):
         if "function" in value:
@@ -143,4 +143,11 @@ def setting(value: Any) -> str:
         return ", ".join(setting(item) for item in value) or "none"
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return _number(value) if isinstance(value, float) else str(value)
+
+
+def _number(value: float) -> str:
+    """A number with six digits; a long one that is so many 255ths, as changes of 8-bit pixels are, as that."""
+    text, levels = f"{value:.6g}", round(value * 255)
+    eight_bit = 0 < levels < 255 and abs(value - levels / 255) < 1e-9
+    return f"{levels}/255" if eight_bit and len(text) > len("0.1234") else text
