@@ -287,3 +287,9 @@ def test_general_attacks_are_used_where_none_are_named() -> None:
 def test_the_goal_of_a_backdoor_panel_is_a_backdoor() -> None:
     (panel,) = panels_of(RECIPE, attacks=[BadNets()])
     assert isinstance(panel.threat.goal, Backdoor)
+
+
+def test_only_attacks_that_train_surrogates_adapt() -> None:
+    panels = panels_of(RECIPE, attacks=[BadNets(), WitchesBrew()], defenses=[Mixup()], trials=2, adaptive=True)
+    adapting = Counter(type(t.attack) for t in plan_audit(panels, DATA) if t.adaptive)
+    assert adapting == {WitchesBrew: 2}

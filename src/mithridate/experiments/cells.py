@@ -195,7 +195,7 @@ def cells(pairs: Iterable[Pair]) -> list[Cell]:
     places: dict[str, Any] = {}
     for trial, result in pairs:
         content = (result.get("data") or {}).get("fingerprint")
-        trial = trial | ({"data": places.setdefault(content, trial["data"])} if content else {})  # noqa: PLW2901
+        trial = trial | ({"data": places.setdefault(content, trial["data"])} if content else {})
         key = canonical({name: value for name, value in (DEFAULTS | trial).items() if name not in _UNITS})
         group = groups.setdefault(key, {})
         seed = int(trial.get("seed", 0))

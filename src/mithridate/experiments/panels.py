@@ -81,7 +81,8 @@ def plan_audit(panels: Iterable[Panel], data: DataSource, *, seed: int = 0) -> l
     """Returns the trials of some panels and of the controls beside them, each once.
 
     Every panel gets `random-noise` under its own threat model, undefended; and `no-attack`, which needs no budget and
-    so is shared by all panels with the same aim, with every defence (its accuracy is what the defence costs).
+    so is shared by all panels with the same aim, with every defence (its accuracy is what the defence costs). Adaptive
+    cells are those of attacks that train surrogates: the poison of others does not depend on any model.
     """
     panels = list(panels)
     clean: dict[Any, tuple[Panel, int, int]] = {}
@@ -89,7 +90,7 @@ def plan_audit(panels: Iterable[Panel], data: DataSource, *, seed: int = 0) -> l
     for panel in panels:
         stacks = dict.fromkeys(((), *panel.defenses))
         trials += [trial for stack in stacks for trial in _cell(panel, data, seed, stack)]
-        if panel.adaptive:
+        if panel.adaptive and getattr(panel.attack, "surrogates", 0):  # without models there is nothing to adapt
             known = [_cell(panel, data, seed, stack) for stack in stacks if stack]
             trials += [replace(trial, adaptive=True) for cell in known for trial in cell]
         control = replace(panel, scenario=panel.scenario.public())

@@ -236,9 +236,8 @@ def _defense_parts(found: Sequence[Row], rows: Sequence[Row]) -> list[str]:
         parts.append("only the static attacker was run" + (f" for {', '.join(unmet)}" if known else ""))
     for row in found:
         if row.recall is not None and not row.control:
-            parts.append(
-                f"finds {percent(row.recall)} % of the {row.attack} poisons among {row.removed:,.0f} rows removed"
-            )
+            poisons = f"{'adaptive ' * row.adaptive}{row.attack} poisons"
+            parts.append(f"finds {percent(row.recall)} % of the {poisons} among {row.removed:,.0f} rows removed")
     certified = next((row for row in found if row.certificate and row.attack == "no-attack"), None)
     certified = certified or next((row for row in found if row.certificate), None)
     if certified is not None and certified.certificate is not None:
