@@ -21,7 +21,7 @@ from dataclasses import replace
 import mithridate as mi
 from mithridate.experiments.panels import Panel, plan_audit
 from mithridate.experiments.presets import digits_recipe, small_recipe
-from mithridate.experiments.scenarios import SCENARIOS, scenario
+from mithridate.experiments.scenarios import BLACK, GREY, scenario
 from studies.witches_brew import cifar10
 
 Stacks = Sequence[tuple[mi.Defense, ...]]
@@ -90,20 +90,25 @@ def _telling(trial: mi.Trial) -> bool:
 
 
 def access() -> list[mi.Trial]:
-    """Returns what the attacker's knowledge is worth on digits: every scenario as white, grey and black box."""
+    """Returns what the attacker's knowledge is worth on digits: feature collision against frozen features and gradient
+    matching against fine-tuning, each as white, grey and black box; some minutes.
+    """
     recipe = digits_recipe()
-    frogs = Panel(attack=mi.PoisonFrogs(steps=400), threat=mi.PoisonFrogs.threat, scenario=scenario("transfer", recipe))
-    brew = Panel(
-        attack=mi.WitchesBrew(steps=100, surrogates=2),
-        threat=mi.ThreatModel(budget=0.05, ball=mi.Linf(eps=32 / 255)),
-        scenario=scenario("from-scratch", recipe),
+    panels = {
+        "transfer": {"attack": mi.PoisonFrogs(steps=400), "threat": mi.PoisonFrogs.threat},
+        "fine-tuning": {
+            "attack": mi.WitchesBrew(steps=100, surrogates=2),
+            "threat": mi.ThreatModel(budget=0.05, ball=mi.Linf(eps=32 / 255)),
+        },
+    }
+    return plan_audit(
+        [
+            Panel(scenario=scenario(name + access, recipe), clean_victims=3, **settings)
+            for name, settings in panels.items()
+            for access in ("", GREY, BLACK)
+        ],
+        mi.Digits(),
     )
-    placed = [
-        replace(panel, scenario=scenario(name, recipe), clean_victims=3)
-        for name in SCENARIOS
-        for panel in ((frogs, brew) if name.startswith("transfer") else (brew,))
-    ]
-    return plan_audit(placed, mi.Digits())
 
 
 def small() -> list[mi.Trial]:
