@@ -132,7 +132,7 @@ def small() -> list[mi.Trial]:
                 attack=mi.PoisonFrogs(),
                 threat=mi.PoisonFrogs.threat,
                 scenario=scenario("transfer", recipe),
-                **settings,
+                **settings | {"defenses": (*defenses, SGD_HEAD)},
             ),
             Panel(
                 attack=mi.BadNets(),

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mithridate.core.extras import extra
-from mithridate.core.schema import nearest
+from mithridate.core.spelling import nearest, split
 
 FROM_THE_DATA = ("num_labels", "num_channels", "id2label", "label2id", "num_classes", "in_chans")
 """Settings that the images and classes decide."""
@@ -161,16 +161,9 @@ def _quiet(library: Any) -> Iterator[None]:
 
 def _settings(library: str, text: str) -> tuple[str, dict[str, str]]:
     """Splits ``NAME,key=value,...`` at the commas that are not inside brackets."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter == "[") - (letter == "]")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    name, *rest = (part.strip() for part in parts)
+    name, _, rest = (part.strip() for part in text.partition(","))
     settings = {}
-    for item in rest:
+    for item in split(rest):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not (key and equals and value):
             raise ValueError(f"{library}:{text}: {item!r} is no setting; write {library}:{name or 'NAME'},key=value")

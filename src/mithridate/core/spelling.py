@@ -23,14 +23,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def split(text: str, mark: str = ",") -> list[str]:
-    """Splits at marks outside parentheses; empty parts are left out.
+    """Splits at marks outside parentheses and brackets; empty parts are left out.
 
     >>> split("a=1,b=f(c=2,d=3)"), split("linf(eps=1/255)+patch", "+")
     (['a=1', 'b=f(c=2,d=3)'], ['linf(eps=1/255)', 'patch'])
     """
     parts, depth, start = [], 0, 0
     for position, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
+        depth += (letter in "([") - (letter in ")]")
         if letter == mark and depth == 0:
             parts.append(text[start:position])
             start = position + 1

@@ -92,6 +92,22 @@ def augmented(learner: Learner, defense: Defense, transform: BatchTransform) -> 
     return changed(learner, defense, transforms=(*own, transform))
 
 
+class Augmentation(Defense):
+    """A defence that adds one batch transform, made of its own settings, after those of the recipe."""
+
+    kind: ClassVar[Kind] = "transform"
+
+    def __post_init__(self) -> None:
+        self.transform()  # says what is wrong with a setting before any training
+
+    @abstractmethod
+    def transform(self) -> BatchTransform:
+        """Returns what is added to the recipe."""
+
+    def __call__(self, learner: Learner) -> Learner:
+        return augmented(learner, self, self.transform())
+
+
 # --- filters ---------------------------------------------------------------------------------------------------------
 
 

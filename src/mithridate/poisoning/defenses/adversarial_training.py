@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from mithridate.core import transforms
 from mithridate.core.balls import Ball, Linf
-from mithridate.core.training import Learner
-from mithridate.poisoning.defense import Defense, Kind, augmented
+from mithridate.poisoning.defense import Augmentation
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdversarialTraining(Defense):
+class AdversarialTraining(Augmentation):
     """Train on images moved inside a ball to where the model's loss is largest.
 
     Makes the model insensitive to changes as small as the poison's, at the price of accuracy and of several times the
@@ -24,8 +22,6 @@ class AdversarialTraining(Defense):
     "adversarial training"). Deviations: the whole batch is moved, after the recipe's own augmentation.
     """
 
-    kind: ClassVar[Kind] = "transform"
-
     ball: Ball = Linf(eps=8 / 255)
     """How far an image may move."""
     steps: int = 7
@@ -33,12 +29,5 @@ class AdversarialTraining(Defense):
     step: float = 2 / 255
     """Length of a step, in pixels of [0, 1]."""
 
-    def __post_init__(self) -> None:
-        self.transform()  # says what is wrong with a setting before any training
-
-    def __call__(self, learner: Learner) -> Learner:
-        return augmented(learner, self, self.transform())
-
     def transform(self) -> transforms.Adversarial:
-        """What is added to the recipe."""
         return transforms.Adversarial(ball=self.ball, steps=self.steps, step=self.step)

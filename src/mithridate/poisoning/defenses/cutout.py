@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from mithridate.core import transforms
-from mithridate.core.training import Learner
-from mithridate.poisoning.defense import Defense, Kind, augmented
+from mithridate.poisoning.defense import Augmentation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cutout(Defense):
+class Cutout(Augmentation):
     """Train on images of which one box is covered, so that no single region is needed, or trusted, for a label.
 
     Hides a patch trigger in those steps alone in which the box happens to cover it.
@@ -21,17 +19,8 @@ class Cutout(Defense):
     and Taylor (arXiv 1708.04552), where the reference code has one per batch.
     """
 
-    kind: ClassVar[Kind] = "transform"
-
     side: float = 0.5
     """Side of the box as a share of the image's."""
 
-    def __post_init__(self) -> None:
-        self.transform()  # says what is wrong with a setting before any training
-
-    def __call__(self, learner: Learner) -> Learner:
-        return augmented(learner, self, self.transform())
-
     def transform(self) -> transforms.Cutout:
-        """What is added to the recipe."""
         return transforms.Cutout(side=self.side)

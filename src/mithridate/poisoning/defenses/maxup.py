@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from mithridate.core import transforms
 from mithridate.core.batch import BatchTransform
-from mithridate.core.training import Learner
-from mithridate.poisoning.defense import Defense, Kind, augmented
+from mithridate.poisoning.defense import Augmentation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Maxup(Defense):
+class Maxup(Augmentation):
     """Train on that draw of an augmentation, of several for each image, which the model finds hardest.
 
     Costs a forward pass per draw.
@@ -22,8 +20,6 @@ class Maxup(Defense):
     inner augmentation (the reference code averages over draws of cutout).
     """
 
-    kind: ClassVar[Kind] = "transform"
-
     inner: BatchTransform = transforms.Cutout()
     """What is drawn; cutout is the paper's."""
     draws: int = 4
@@ -31,12 +27,5 @@ class Maxup(Defense):
     warmup: float = 1 / 8
     """Share of the training before the choice begins."""
 
-    def __post_init__(self) -> None:
-        self.transform()  # says what is wrong with a setting before any training
-
-    def __call__(self, learner: Learner) -> Learner:
-        return augmented(learner, self, self.transform())
-
     def transform(self) -> transforms.Maxup:
-        """What is added to the recipe."""
         return transforms.Maxup(inner=self.inner, draws=self.draws, warmup=self.warmup)
