@@ -11,8 +11,12 @@ from PIL import Image
 
 from mithridate import cli
 from mithridate.core.classifier import save_weights
+from mithridate.core.schema import to_json
 from mithridate.core.sources import Digits
 from mithridate.core.training import Recipe
+from mithridate.experiments.trial import Trial
+from mithridate.poisoning.attacks.witches_brew import WitchesBrew
+from mithridate.poisoning.threat import ThreatModel
 
 TINY = ("--model", "convnet:width=4", "--epochs", "1")
 FEW = ("--trials", "1", "--clean-victims", "1", "--workers", "1")
@@ -102,3 +106,28 @@ def test_pixels_are_kept_in_a_memory_map(run, tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in (tmp_path / "pixels").rglob("*") if path.is_file()) >= 36 * 192
     (result, *_) = (tmp_path / "runs/audit").glob("trials/*/result.json")
     assert json.loads(result.read_text())["data"]["decoder"].startswith("pillow ")
+
+
+def test_the_models_of_one_trial_are_shared_out_and_come_out_the_same(run, tmp_path: Path) -> None:
+    recipe = Recipe(model="convnet:width=4", epochs=1, transforms=())
+    brew = WitchesBrew(steps=2, surrogates=2)
+    trial = Trial(
+        data=Digits(train=100), threat=ThreatModel(budget=0.05), attack=brew, learner=recipe, victims=2, seed=1
+    )
+    (tmp_path / "trial.json").write_text(json.dumps(to_json(trial)))
+    outcomes = []
+    for workers in ("1", "2"):
+        code, _, err = run("trial", "trial.json", "--workers", workers, "--out", f"with-{workers}")
+        assert code == 0, err
+        (path,) = (tmp_path / f"with-{workers}").glob("trials/*/result.json")
+        outcomes.append({key: json.loads(path.read_text())[key] for key in ("outcome", "case", "poison")})
+    assert outcomes[0] == outcomes[1]
+
+
+def test_the_fast_recipe_is_asked_for_by_name(run, tmp_path: Path) -> None:
+    width = ("--model", "convnet:width=4", "--workers", "1")
+    code, _, err = run("audit", *width, *FEW, "--attacks", "badnets", "--defenses", "--recipe", "fast", "--epochs", "1")
+    assert code == 0, err
+    assert {t["learner"]["schedule"]["type"] for t in trials(tmp_path / "runs/audit")} == {"one-cycle"}
+    with pytest.raises(SystemExit):
+        run("audit", "--recipe", "quick")

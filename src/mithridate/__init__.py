@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # X as X: this package exports it
     from mithridate.core.ensemble import Ensemble as Ensemble
     from mithridate.core.guarantees import Guarantee as Guarantee
     from mithridate.core.learners import Mixed as Mixed, learner as learner
+    from mithridate.core.members import members_by as members_by
     from mithridate.core.sources import (
         Arrays as Arrays,
         DataSource as DataSource,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # X as X: this package exports it
         Prediction as Prediction,
         Recipe as Recipe,
     )
+    from mithridate.core.workers import processes as processes
     from mithridate.experiments.audit import audit as audit
     from mithridate.experiments.facts import TrialResult as TrialResult
     from mithridate.experiments.report import write_report as write_report
@@ -43,7 +45,6 @@ if TYPE_CHECKING:  # X as X: this package exports it
     from mithridate.experiments.study import load_results as load_results, run_study as run_study
     from mithridate.experiments.table import table as table
     from mithridate.experiments.trial import Trial as Trial, run as run
-    from mithridate.experiments.workers import processes as processes
     from mithridate.poisoning.attack import Attack as Attack
     from mithridate.poisoning.attacks.badnets import BadNets as BadNets
     from mithridate.poisoning.attacks.no_attack import NoAttack as NoAttack
@@ -73,8 +74,10 @@ _HOME = {
     "core.ensemble": ("Ensemble",),
     "core.guarantees": ("Guarantee",),
     "core.learners": ("Mixed", "learner"),
+    "core.members": ("members_by",),
     "core.sources": ("Arrays", "DataSource", "Digits", "Folder", "Hub", "Parquet", "TorchDataset"),
     "core.training": ("Fitted", "Learner", "Prediction", "Recipe"),
+    "core.workers": ("processes",),
     "experiments.audit": ("audit",),
     "experiments.facts": ("TrialResult",),
     "experiments.report": ("write_report",),
@@ -82,7 +85,6 @@ _HOME = {
     "experiments.study": ("load_results", "run_study"),
     "experiments.table": ("table",),
     "experiments.trial": ("Trial", "run"),
-    "experiments.workers": ("processes",),
     "poisoning.attack": ("Attack",),
     "poisoning.attacks.badnets": ("BadNets",),
     "poisoning.attacks.no_attack": ("NoAttack",),

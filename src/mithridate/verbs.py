@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
+from mithridate.core.members import members_by
 from mithridate.core.schema import from_json, name_of, parse
 from mithridate.core.sources import DataSource, source
 from mithridate.core.training import Recipe
+from mithridate.core.workers import processes
 from mithridate.experiments import audit as audits
 from mithridate.experiments.audit import Audit, run_audit
 from mithridate.experiments.cells import CONTROLS
@@ -26,7 +28,7 @@ from mithridate.experiments.loader import FILE
 from mithridate.experiments.panels import Panel, dosed, plan_audit
 from mithridate.experiments.plan import plan
 from mithridate.experiments.power import what_it_takes, what_n_shows
-from mithridate.experiments.presets import Preset, preset
+from mithridate.experiments.presets import RECIPES, Preset, preset
 from mithridate.experiments.rehearsal import rehearse
 from mithridate.experiments.report import write_report
 from mithridate.experiments.scenarios import home_scenario, scenario, usual_threat
@@ -67,7 +69,7 @@ def audit(options: AuditOptions, command: str) -> int:
 
 def craft(options: CraftOptions, command: str) -> int:
     """Does what `mithridate craft` says."""
-    start_torch(options.device)
+    workers = start_torch(options.device, options.workers)
     begin, recipe, data = pipeline(options)
     panel = _panel(options.attack, begin.panels(recipe), recipe)
     if options.target is not None:
@@ -78,7 +80,8 @@ def craft(options: CraftOptions, command: str) -> int:
         raise ValueError("craft makes one poison, so give one eps and one budget")
     trial = plan_audit(panels, data, seed=options.seed)[0]
     rehearse([trial], options.device)
-    folder, task, poison = audits.craft(trial, options.out, options.device)
+    with members_by(processes(workers)):
+        folder, task, poison = audits.craft(trial, options.out, options.device)
     if options.json:
         say(json.dumps({"folder": str(folder), "case": task.case(), "count": len(poison), "notes": poison.notes}))
         return 0
@@ -90,9 +93,11 @@ def craft(options: CraftOptions, command: str) -> int:
 
 def trial(options: TrialOptions, command: str) -> int:
     """Does what `mithridate trial` says."""
-    start_torch(options.device)
+    workers = start_torch(options.device, options.workers)
     stored = from_json(read_json(options.file), Trial)
-    done = run_audit([stored], options.out, device=options.device, keep_models=options.keep_models, command=command)
+    done = run_audit(
+        [stored], options.out, workers=workers, device=options.device, keep_models=options.keep_models, command=command
+    )
     return print_audit(done, command, as_json=options.json)
 
 
@@ -155,7 +160,8 @@ def pipeline(options: AuditOptions | CraftOptions) -> tuple[Preset, Recipe, Data
             f"preset {options.preset} is for images on disk; name them, for example --data PATH/TO/cifar10"
         )
     named = {"model": options.model, "epochs": options.epochs, "start_from": options.start_from}
-    recipe = replace(begin.recipe(), **{name: value for name, value in named.items() if value is not None})
+    chosen = RECIPES[options.recipe](begin.recipe())
+    recipe = replace(chosen, **{name: value for name, value in named.items() if value is not None})
     per_class = begin.per_class if options.per_class is None else options.per_class
     return begin, recipe, source(options.data, per_class=per_class, size=options.size, cache=options.cache)
 
@@ -199,7 +205,7 @@ def _stack(text: str) -> tuple[Defense, ...]:
     return tuple(parse(Defense, name) for name in text.split("+"))
 
 
-def start_torch(device: str, workers: int | None = 1) -> int:
+def start_torch(device: str, workers: int | None) -> int:
     """Checks the device and returns the number of worker processes, by default one per core.
 
     This process computes with one thread, like every worker: so results do not depend on who computed them.

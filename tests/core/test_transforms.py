@@ -11,7 +11,7 @@ from torch import Tensor
 from mithridate.core.classifier import Classifier
 from mithridate.core.models import Normalize
 from mithridate.core.seeds import stream
-from mithridate.core.transforms import Cutmix, Cutout, Flip, Mixup, Noise, Shift
+from mithridate.core.transforms import Cutmix, Cutout, Flip, Mixup, Noise, Shift, transformed
 from tests.core.transform_cases import MODEL, batch
 
 
@@ -82,6 +82,50 @@ def test_flip_obeys_its_probability(probability: float, expected: int) -> None:
     given = batch(50)
     result = Flip(probability=probability)(given, MODEL, stream(0)).images
     assert sum(torch.equal(a, b.flip(2)) for a, b in zip(result, given.images, strict=True)) == expected
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        (Flip(), Shift()),
+        (Shift(share=0.4), Flip()),
+        (Shift(share=0.4), Shift(share=0.4), Flip(), Shift(share=0.4)),
+        (Flip(), Noise(), Shift(share=0.3), Flip(), Mixup(), Shift()),
+        (Cutmix(),),
+        (),
+    ],
+)
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 12)])
+def test_transforms_in_fewer_passes_are_those_one_after_the_other(chain: tuple, shape: tuple[int, int, int]) -> None:
+    given = batch(12, shape)
+    leaf = given.images.clone().requires_grad_()
+    rng, slopes = stream(3), torch.rand(given.images.shape, generator=stream(4))
+    expected = given._replace(images=leaf)
+    for transform in chain:
+        expected = transform(expected, MODEL, rng)
+    result = transformed(given._replace(images=leaf), chain, MODEL, stream(3))
+    assert torch.equal(result.images, expected.images)
+    assert torch.equal(result.targets, expected.targets)
+    wanted, found = (
+        torch.autograd.grad(each.images, leaf, slopes, retain_graph=True)[0] for each in (expected, result)
+    )
+    assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_what_two_moves_push_out_stays_out() -> None:
+    image = torch.ones(1, 1, 4, 4)
+    given = batch(1, (1, 4, 4))._replace(images=image)
+
+    class There(Shift):
+        def places(self, count: int, height: int, width: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+            return torch.arange(4)[None] + 3, torch.arange(4)[None]
+
+    class Back(Shift):
+        def places(self, count: int, height: int, width: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+            return torch.arange(4)[None] - 3, torch.arange(4)[None]
+
+    result = transformed(given, (There(), Back()), MODEL, stream(0)).images
+    assert result.sum(3).flatten().tolist() == [0, 0, 0, 4]
 
 
 @pytest.mark.parametrize("k", [2, 3, 5])

@@ -80,3 +80,13 @@ def test_the_default_audit_shows_what_a_newcomer_should_see() -> None:
     assert attacks == {"BadNets", "PoisonFrogs", "WitchesBrew", "RandomNoise", "NoAttack"}
     assert kinds == {"transform", "filter", "vote"}
     assert all(panel.trials >= 6 for panel in presets.digits_audit())  # fewer can show nothing
+
+
+def test_the_fast_recipe_changes_the_schedule_and_nothing_else() -> None:
+    usual = presets.small_recipe()
+    fast = presets.fast_recipe(usual)
+    assert fast.epochs < usual.epochs / 3
+    same = ("epochs", "learning_rate", "schedule")
+    assert replace(fast, **{name: getattr(usual, name) for name in same}) == usual
+    assert presets.RECIPES["paper"](usual) == usual
+    assert presets.RECIPES["fast"](usual) == fast

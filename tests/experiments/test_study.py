@@ -14,6 +14,7 @@ import torch
 
 from mithridate.core.schema import from_json
 from mithridate.core.sources import Digits
+from mithridate.core.workers import processes
 from mithridate.experiments import study as module
 from mithridate.experiments.files import locked, read_json, write_json
 from mithridate.experiments.store import Store, load_model
@@ -27,7 +28,6 @@ from mithridate.experiments.study import (
     run_study,
 )
 from mithridate.experiments.trial import Trial
-from mithridate.experiments.workers import processes
 from mithridate.poisoning.attacks.no_attack import NoAttack
 from mithridate.poisoning.attacks.random_noise import RandomNoise
 from mithridate.poisoning.defenses.mixup import Mixup

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mithridate.core import models
 from mithridate.core.data import ImageData
+
+Precision = Literal["auto", "fp32", "bf16"]
+"""A number format; auto: bf16 where the machine computes it faster, else fp32."""
 
 
 class Classifier(nn.Module):
@@ -43,6 +48,22 @@ def bf16_pays(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported()
     abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return device.type == "cpu" and bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+
+def is_bf16(precision: Precision, device: torch.device) -> bool:
+    """Tells whether a setting means bfloat16 there; "auto": where that is faster."""
+    return precision == "bf16" or (precision == "auto" and bf16_pays(device))
+
+
+def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager:
+    """Returns a context in which networks compute in that number format.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> with computing_in("bf16", torch.device("cpu")):
+    ...     layer(torch.zeros(1, 2)).dtype
+    torch.bfloat16
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16) if is_bf16(precision, device) else nullcontext()
 
 
 def mean_and_std(data: ImageData) -> tuple[Tensor, Tensor]:

@@ -52,10 +52,22 @@ def cosine_slope(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, list
     With the derivative v in hand, the gradient of the cosine with respect to whatever ``a`` was computed from is one
     vector-Jacobian product of ``a``, in pieces if need be.
 
-    >>> cosine_slope([torch.tensor([2.0, 0.0])], [torch.tensor([0.0, 1.0])])
-    (tensor(0.), [tensor([0.0000, 0.5000])])
+    >>> value, slope = cosine_slope(
+    ...     [torch.tensor([3.0]), torch.tensor([4.0])], [torch.tensor([1.0]), torch.tensor([0.0])]
+    ... )
+    >>> round(float(value), 4), [round(float(part), 4) for part in slope]
+    (0.6, [0.128, -0.096])
     """
-    length_a, length_b = norm(a).clamp_min(1e-12), norm(b).clamp_min(1e-12)
-    value = dot(a, b) / (length_a * length_b)
-    towards, back = 1 / (length_a * length_b), value / length_a.square()
-    return value, [towards * y - back * x for x, y in zip(a, b, strict=True)]
+    # In foreach operations alone: a gradient has hundreds of parts, and each would cost several launches on a GPU.
+    (length_a, unit_a), (_, unit_b) = _unit(a), _unit(b)
+    apart = torch.stack(torch._foreach_norm(torch._foreach_sub(unit_a, unit_b))).norm().square()
+    squares = [torch.stack(torch._foreach_norm(unit)).norm().square() for unit in (unit_a, unit_b)]
+    value = (sum(squares) - apart) / 2
+    return value, list(torch._foreach_div(torch._foreach_sub(unit_b, torch._foreach_mul(unit_a, value)), length_a))
+
+
+def _unit(a: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Returns the length [] of a gradient and the gradient over its length; zeros where it is zero."""
+    parts = list(a)
+    length = torch.stack(torch._foreach_norm(parts)).norm().clamp_min(1e-12)
+    return length, torch._foreach_div(parts, length)

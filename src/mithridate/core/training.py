@@ -16,19 +16,20 @@ from torch.nn import functional as F
 
 from mithridate.core import models
 from mithridate.core.batch import Batch, BatchTransform, GradientRule, RowRule, Sampler
-from mithridate.core.classifier import Classifier, bf16_pays, load_weights, mean_and_std
+from mithridate.core.classifier import Classifier, Precision, is_bf16, load_weights, mean_and_std
 from mithridate.core.data import ImageData
 from mithridate.core.ensemble import Ensemble, features
-from mithridate.core.gradient_rules import Mean
+from mithridate.core.gradient_rules import Mean, trainable
 from mithridate.core.guarantees import Guarantee
 from mithridate.core.heads import fit_head
+from mithridate.core.members import side_by_side
 from mithridate.core.memory import in_chunks, out_of_memory
 from mithridate.core.progress import track
 from mithridate.core.sampling import Shuffled
 from mithridate.core.schedules import Schedule, StepDecay
 from mithridate.core.schema import Choice
 from mithridate.core.seeds import derive, stream
-from mithridate.core.transforms import Flip, Shift
+from mithridate.core.transforms import Flip, Shift, transformed
 
 EVALUATION_BATCH = 1000
 
@@ -146,7 +147,7 @@ class Recipe(Learner):
     """L2 penalty on all trained parameters."""
     schedule: Schedule = StepDecay()
     """How the learning rate changes over training."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """Number format of training; auto: bf16 where the machine computes it faster."""
     sampler: Sampler = Shuffled()
     """How batches are drawn."""
@@ -182,8 +183,7 @@ class Recipe(Learner):
         """Builds the module that training starts from, on the data's device."""
         network = models.build(self.model, len(data.classes), data.shape, seed)
         normalize = models.Normalize(*mean_and_std(data)) if self.normalize == "data" else nn.Identity()
-        bf16 = self.precision == "bf16" or (self.precision == "auto" and bf16_pays(data.device))
-        module = Classifier(network, normalize, bf16=bf16)
+        module = Classifier(network, normalize, bf16=is_bf16(self.precision, data.device))
         if self.start_from is not None:
             load_weights(module, self.start_from, fresh_head=self.fresh_head or self.trainable == "head")
         return module.to(data.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -193,7 +193,7 @@ class Recipe(Learner):
         return TrainingState(self, data, seed)
 
     def states(self, data: ImageData, seed: int) -> Iterator[TrainingState]:
-        """Trains, yielding the state after each epoch (a head that is solved at once: only then)."""
+        """Trains, yielding the state after each epoch (once where a head is solved at once, or no epoch is to run)."""
         state = self.start(data, seed)
         if self._solves_head():
             state.solve_head()
@@ -201,6 +201,8 @@ class Recipe(Learner):
             return
         for _ in range(self.epochs):
             state.run_epoch()
+            yield state
+        if not self.epochs:
             yield state
 
     def fit(
@@ -211,25 +213,18 @@ class Recipe(Learner):
         trusted: ImageData | None = None,
         watch: Watch | None = None,
     ) -> Fitted:
-        """Trains one model after the other; what one becomes does not depend on the others."""
-        pairs = list(zip(datasets, seeds, strict=True))
-        states = []
-        work = ((i, epoch) for i in range(len(pairs)) for epoch in range(max(1, self.epochs)))
-        for i, epoch in track(work, "training", total=len(pairs) * max(1, self.epochs)):
-            if epoch == 0:
-                states.append(self.start(*pairs[i]))
-                if self._solves_head():
-                    states[i].solve_head()
-            if self.epochs and not self._solves_head():
-                states[i].run_epoch()
-            if watch is not None:
-                states[i].module.eval()
-                watch(i, epoch, predictor_of(Ensemble([states[i].module])))
-        return self.fitted(
-            [state.module for state in states],
-            {"loss": [state.losses for state in states]},
-            [state.rows if self.row_rule else None for state in states],
-        )
+        """Trains one model after the other, or as `members_by` says; what one becomes does not depend on the others."""
+        jobs = [(self, *pair) for pair in zip(datasets, seeds, strict=True)]
+        trained = side_by_side(_trained, jobs, datasets) if watch is None else None  # who watches is in this process
+        if trained is None:
+            trained = [_Member(nn.Identity(), [], None)] * len(jobs)
+            work = ((i, *each) for i, job in enumerate(jobs) for each in enumerate(self.states(*job[1:])))
+            for i, epoch, state in track(work, "training", total=len(jobs) * max(1, self.epochs)):
+                trained[i] = state.member()
+                if watch is not None:
+                    watch(i, epoch, predictor_of(Ensemble([trained[i].module])))
+        losses = [one.losses for one in trained]
+        return self.fitted([one.module for one in trained], {"loss": losses}, [one.kept for one in trained])
 
     def fitted(self, modules: Sequence[nn.Module], history: dict[str, list], kept: list[Tensor | None]) -> Fitted:
         """Wraps trained modules."""
@@ -238,6 +233,22 @@ class Recipe(Learner):
 
     def _solves_head(self) -> bool:
         return self.trainable == "head" and not self.transforms and isinstance(self.gradient, Mean)
+
+
+class _Member(NamedTuple):
+    """One trained model."""
+
+    module: nn.Module
+    losses: list[float]
+    kept: Tensor | None
+    """Row ids left by a row rule; None: there is none."""
+
+
+def _trained(job: tuple[Recipe, ImageData, int]) -> _Member:
+    """Trains one member, in this process or another."""
+    recipe, data, seed = job
+    *_, state = recipe.states(data, seed)
+    return state.member()
 
 
 class TrainingState:
@@ -258,8 +269,9 @@ class TrainingState:
             models.last_linear(self.module).requires_grad_(True)
         self._random = {name: stream(seed, name) for name in ("batches", "transforms", "gradient", "rows")}
         recipe = self.recipe
+        self._trained = trainable(self.module)
         self.optimizer = torch.optim.SGD(
-            [p for p in self.module.parameters() if p.requires_grad],
+            list(self._trained.values()),
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
             nesterov=recipe.nesterov and recipe.momentum > 0,
@@ -276,9 +288,9 @@ class TrainingState:
 
     def batches(self) -> Iterator[Batch]:
         """Yields the untransformed batches of one epoch."""
-        classes = len(self.data.classes)
+        classes = torch.arange(len(self.data.classes), device=self.data.device)
         for rows in self.recipe.sampler(self.rows, self.recipe.batch_size, self._random["batches"]):
-            targets = F.one_hot(self.data.labels_of(rows), classes).float()
+            targets = (self.data.labels_of(rows)[:, None] == classes).float()  # one_hot looks at the values and waits
             yield Batch(self.data.floats(rows), targets, rows, self.progress)
 
     def advance(self, batch: Batch) -> Tensor:
@@ -286,11 +298,10 @@ class TrainingState:
         recipe, random = self.recipe, self._random
         self.module.train(recipe.trainable == "all")
         with _random_state(self.data.device, derive(self.seed, "dropout", self.steps)):
-            for transform in recipe.transforms:
-                batch = transform(batch, self.module, random["transforms"])
+            batch = transformed(batch, recipe.transforms, self.module, random["transforms"])
             gradients, loss = recipe.gradient(self.module, batch, random["gradient"])
-        for name, parameter in self.module.named_parameters():
-            parameter.grad = gradients.get(name)
+        for name, parameter in self._trained.items():
+            parameter.grad = gradients[name]
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * recipe.schedule(batch.progress)
         self.optimizer.step()
@@ -324,6 +335,10 @@ class TrainingState:
         rule, share = self.recipe.row_rule, self.epoch / max(1, self.recipe.epochs)
         if rule is not None and share < 1:
             self.rows = rule(share, self.module, self.data.select(self.rows), self._random["rows"])
+
+    def member(self) -> _Member:
+        """Returns what training has come to, the module in eval mode."""
+        return _Member(self.module.eval(), self.losses, self.rows if self.recipe.row_rule else None)
 
     def solve_head(self) -> None:
         """Trains a fresh last Linear on the frozen features, to convergence."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mithridate.core.augmentation import Cutmix, Cutout, Flip, Mixup, Noise, Shift
+from mithridate.core.augmentation import Cutmix, Cutout, Flip, Mixup, Noise, Shift, transformed
 from mithridate.core.balls import Ball, Linf
 from mithridate.core.batch import Batch, BatchTransform
 from mithridate.core.ensemble import Ensemble
@@ -21,7 +21,7 @@ from mithridate.core.perturbation import by_autograd, minimise
 from mithridate.core.progress import quiet
 from mithridate.core.updates import SignStep
 
-__all__ = ["Adversarial", "Cutmix", "Cutout", "Flip", "Maxup", "Mixup", "Noise", "Shift"]
+__all__ = ["Adversarial", "Cutmix", "Cutout", "Flip", "Maxup", "Mixup", "Noise", "Shift", "transformed"]
 
 
 def _losses(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:

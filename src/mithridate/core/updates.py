@@ -170,15 +170,20 @@ class _ForwardBackwardStepper(Stepper):
     def step(self, params: Tensor, value: Tensor, gradient: Tensor, progress: float) -> Tensor:
         self._check(params, value)
         beta, accepted = self.update.beta, params if self.accepted is None else self.accepted
-        total = value + beta / 2 * (params - self.base).flatten(1).square().sum(1) if beta else value
+        pixels = tuple(range(1, params.ndim))
+        total = value + beta / 2 * (params - self.base).square_().sum(pixels) if beta else value
         better = total <= self.best
         self.best = torch.where(better, total, self.best)
         self.accepted = torch.where(_per_image(better, params), params, accepted)
         self.slope = torch.where(_per_image(better, params), gradient, self.slope)
         self.lr = torch.where(better, self.lr, 0.2 * self.lr)
         lr = _per_image(self.lr, params)
-        forward = self.accepted - lr * self.slope
-        return (forward + lr * beta * self.base) / (1 + lr * beta) if beta else forward
+        if not beta:
+            return torch.addcmul(self.accepted, lr, self.slope, value=-1)
+        shrunk = 1 / (1 + lr * beta)  # forward step and proximal map as one weighted sum, in few passes over the pixels
+        return (
+            (self.accepted * shrunk).addcmul_(lr * shrunk, self.slope, value=-1).addcmul_(lr * beta * shrunk, self.base)
+        )
 
     def final(self, params: Tensor) -> Tensor:
         return params if self.accepted is None else self.accepted

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mithridate.core.data import ImageData
+from mithridate.core.members import members_by
 from mithridate.core.sources import Arrays, DataSource
 from mithridate.core.training import Learner
+from mithridate.core.workers import processes
 from mithridate.experiments.loader import write_loader
 from mithridate.experiments.panels import Panel, dosed, plan_audit
 from mithridate.experiments.presets import general_audit
@@ -21,7 +24,6 @@ from mithridate.experiments.store import Store
 from mithridate.experiments.study import Map, Pair, check_folder, load_results, run_study
 from mithridate.experiments.table import Table, table
 from mithridate.experiments.trial import Trial, crafted, hold_out, pretrained, surrogate_of
-from mithridate.experiments.workers import processes
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.defense import Defense
 from mithridate.poisoning.poison import Poison
@@ -188,7 +190,8 @@ def run_audit(
     Args:
         trials: Of `plan_audit`, or any others.
         out: Results folder.
-        workers: Worker processes of one thread each; 1: this process, with the threads it has.
+        workers: Worker processes of one thread each; 1: this process, with the threads it has. They share out the
+            trials; of a single trial, the models of each fit.
         device: Where models run.
         keep_models: Keep the poisoned victims, and write a loader for them.
         command: What to run to repeat this, for the report.
@@ -203,8 +206,11 @@ def run_audit(
     if check:
         rehearse(trials, device)
     work: Map = builtins.map if workers == 1 else processes(workers)
+    alone = workers > 1 and len(trials) == 1
+    settings = {"device": device, "keep_models": keep_models, "command": command}
     try:
-        pairs = run_study(trials, folder, map=work, device=device, keep_models=keep_models, command=command)
+        with members_by(work) if alone else nullcontext():
+            pairs = run_study(trials, folder, map=builtins.map if alone else work, **settings)
     except RuntimeError:  # of failed trials: what is finished is worth a report
         if (folder / "trials").is_dir() and load_results(folder):
             write_report(folder)

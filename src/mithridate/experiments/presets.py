@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from mithridate.core.balls import Linf, Patch
 from mithridate.core.learners import Mixed
+from mithridate.core.schedules import OneCycle
 from mithridate.core.schema import nearest
 from mithridate.core.sources import DataSource, source
 from mithridate.core.training import Learner, Recipe
@@ -60,6 +61,30 @@ def small_recipe() -> Recipe:
         weight_decay=5e-4,
         transforms=(Flip(), Shift()),  # four pixels of 32
     )
+
+
+def fast_recipe(recipe: Recipe | None = None) -> Recipe:
+    """Returns a recipe in 12 epochs: one rise and one fall of the learning rate in place of 40 epochs with three drops.
+
+    Three times as fast; docs/results.md has the accuracies of both, and which attacks work against both. The papers'
+    numbers are about their recipes, so this one is for first looks and large grids.
+
+    Reference: Smith, Topin. "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates".
+    2018. arXiv 1708.07120.
+
+    >>> fast_recipe(small_recipe()).epochs, small_recipe().epochs
+    (12, 40)
+    """
+    return replace(
+        Recipe() if recipe is None else recipe,
+        epochs=12,  # 8 cost another point or two of accuracy on CIFAR-10
+        learning_rate=0.3,  # as good as 0.2, better than 0.1
+        schedule=OneCycle(peak=0.25),
+    )
+
+
+RECIPES: dict[str, Callable[[Recipe], Recipe]] = {"paper": lambda recipe: recipe, "fast": fast_recipe}
+"""What --recipe makes of a preset's recipe."""
 
 
 def small_source(path: str | Path) -> DataSource:

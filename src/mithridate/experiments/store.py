@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from mithridate.core.data import ImageData
 from mithridate.core.ensemble import Ensemble
 from mithridate.core.learners import Mixed, TrainFunction
+from mithridate.core.members import side_by_side
 from mithridate.core.progress import track
 from mithridate.core.schema import SCHEMA, from_json, identity, resumable, to_json
 from mithridate.core.sources import DataSource
@@ -294,12 +295,17 @@ class Stored(Wrapper):
         fits = self._fits(learners, datasets, seeds)
         on_disk = [fit for fit in fits if _rebuilt(fit.learner)]
         for wait in (False, True):  # first what no other worker is making, then wait for what they make
-            for fit in track(on_disk, "training", total=len(on_disk)):
-                self.store.keep_fit(fit, wait=wait)
+            self._train([fit for fit in on_disk if not self.store.fit_folder(fit.id).exists()], wait=wait)
         members = [self._member(fit) if _rebuilt(fit.learner) else self._unstored(fit) for fit in fits]
         history = {name: [m.history[name] for m in members] for name in members[0].history} if members else {}
         models = Ensemble([m.module.eval() for m in members])
         return Fitted(models, remembering(members, self.store.predictions), history, [m.kept for m in members])
+
+    def _train(self, fits: list[Fit], *, wait: bool) -> None:
+        keep = functools.partial(self.store.keep_fit, wait=wait)
+        if side_by_side(keep, fits, [fit.data for fit in fits]) is None:
+            for fit in track(fits, "training", total=len(fits)):
+                keep(fit)
 
     def _fits(
         self, learners: Sequence[Recipe | TrainFunction], datasets: Sequence[ImageData], seeds: Sequence[int]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mithridate.core.balls import AnyImage
+from mithridate.core.classifier import Precision, computing_in
 from mithridate.core.perturbation import by_autograd, minimise
 from mithridate.core.seeds import stream
 from mithridate.core.training import Learner
@@ -53,6 +54,8 @@ class PoisonFrogs(Attack):
     """Opacity with which the target is blended into each base before the search, 0..1."""
     surrogates: int = 1
     """Models whose features are matched; their distances are averaged."""
+    precision: Precision = "auto"
+    """Number format of the features; auto: bf16 where the machine computes it faster."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.watermark < 1:
@@ -76,11 +79,16 @@ class PoisonFrogs(Attack):
         models = surrogate.fit([task.train] * self.surrogates, range(self.surrogates)).models
         base = task.images(rows)
         dealt = task.targets[torch.arange(len(rows), device=base.device) % len(task.targets)]
+
+        def features(images: Tensor) -> list[Tensor]:
+            with computing_in(self.precision, images.device):
+                return models.features(images)
+
         with torch.no_grad():
-            goals = models.features(dealt)
+            goals = features(dealt)
 
         def distance(images: Tensor, rng: torch.Generator) -> Tensor:
-            pairs = zip(models.features(images), goals, strict=True)
+            pairs = zip(features(images), goals, strict=True)
             return torch.stack([(found - goal).square().sum(1) for found, goal in pairs]).mean(0)
 
         blended = (1 - self.watermark) * base + self.watermark * dealt

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from mithridate.core.balls import Linf
 from mithridate.core.batch import Batch, BatchTransform
-from mithridate.core.classifier import bf16_pays
+from mithridate.core.classifier import Precision, computing_in
 from mithridate.core.data import ImageData
 from mithridate.core.gradient_rules import trainable
 from mithridate.core.gradients import cosine_slope
@@ -21,6 +20,7 @@ from mithridate.core.memory import shrinking
 from mithridate.core.perturbation import average, minimise
 from mithridate.core.seeds import stream
 from mithridate.core.training import Learner
+from mithridate.core.transforms import transformed
 from mithridate.core.updates import SignedAdam
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.poison import Poison
@@ -55,7 +55,7 @@ class WitchesBrew(Attack):
     """Step in pixels of [0, 1]; falls by 10 at 3/8, 5/8 and 7/8 of the steps."""
     augment: bool = True
     """Whether poisons go through the victim's augmentation while they are crafted."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """Number format of the double backward pass; auto: bf16 where the machine computes it faster."""
     micro_batch: int = 128
     """Images per graph: bounds the memory; changes the random draws of the augmentation, never the objective."""
@@ -74,10 +74,9 @@ class WitchesBrew(Attack):
         transforms = surrogate.recipe.transforms if self.augment and surrogate.recipe else ()
         partners = _partners(task.train, rows, transforms, seed)
         labels = F.one_hot(task.train.labels_of(torch.cat([rows, partners])), len(task.train.classes)).float()
-        bf16 = self.precision == "bf16" or (self.precision == "auto" and bf16_pays(task.targets.device))
         clean = task.train.floats(partners)
         objectives = [
-            _Matching(model, list(goal.values()), labels, clean, transforms, bf16, self.micro_batch)
+            _Matching(model, list(goal.values()), labels, clean, transforms, self.precision, self.micro_batch)
             for model, goal in zip(models, goals, strict=True)
         ]
         found = minimise(
@@ -115,7 +114,7 @@ class _Matching:
         labels: [P + R, K] of the poisons and their clean partners.
         partners: [R, C, H, W] clean images, one per poison (R = P) or none, for augmentations that mix rows.
         transforms: the victim's augmentation.
-        bf16: number format of the passes.
+        precision: number format of the passes.
         micro_batch: most images in one graph.
     """
 
@@ -126,11 +125,12 @@ class _Matching:
         labels: Tensor,
         partners: Tensor,
         transforms: Sequence[BatchTransform],
-        bf16: bool,
+        precision: Precision,
         micro_batch: int,
     ) -> None:
         self.model, self.goal, self.labels, self.partners = model, goal, labels, partners
-        self.transforms, self.bf16, self.size = transforms, bf16, micro_batch
+        self.transforms, self.size = transforms, micro_batch
+        self.precision: Precision = precision
         self.parameters = list(trainable(model).values())
 
     def __call__(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -146,7 +146,8 @@ class _Matching:
     def _whole(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         everything = torch.arange(len(images), device=images.device)
         gradients = self._gradients(images.requires_grad_(), everything, rng, graph=True)
-        value, slope = cosine_slope([g.detach() for g in gradients], self.goal)
+        with torch.no_grad():
+            value, slope = cosine_slope(gradients, self.goal)
         (towards,) = torch.autograd.grad(gradients, images, slope)
         return 1 - value, towards.neg_()
 
@@ -169,7 +170,7 @@ class _Matching:
         """Returns the parameter gradient of the summed loss of these poisons, number `part` of all, augmented."""
         with torch.enable_grad():
             batch = self._augmented(images, part, rng)
-            with self._format(images.device):
+            with computing_in(self.precision, images.device):
                 logits = self.model(batch.images)
             loss = F.cross_entropy(logits.to(batch.targets.dtype), batch.targets, reduction="sum")
         return torch.autograd.grad(loss, self.parameters, create_graph=graph)
@@ -180,9 +181,4 @@ class _Matching:
             beside = len(self.labels) - len(self.partners) + part
             labels = torch.cat([batch.targets, self.labels[beside]])
             batch = Batch(torch.cat([images, self.partners[part]]), labels, torch.cat([part, beside]), 1.0)
-        for transform in self.transforms:
-            batch = transform(batch, self.model, rng)
-        return batch
-
-    def _format(self, device: torch.device) -> AbstractContextManager:
-        return torch.autocast(device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+        return transformed(batch, self.transforms, self.model, rng)

@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-from mithridate.experiments.workers import WorkerDied, local, processes
+from mithridate.core.workers import WorkerDied, local, processes
 from tests.experiments.fakes import awkward, square
 
 
@@ -62,7 +62,7 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
-        from mithridate.experiments.workers import processes
+        from mithridate.core.workers import processes
         print(list(processes(1)(abs, [-1])))
     """)
     )
