@@ -55,6 +55,7 @@ if TYPE_CHECKING:  # X as X: this package exports it
     from mithridate.poisoning.defenses.adversarial_training import AdversarialTraining as AdversarialTraining
     from mithridate.poisoning.defenses.cutmix import Cutmix as Cutmix
     from mithridate.poisoning.defenses.cutout import Cutout as Cutout
+    from mithridate.poisoning.defenses.deep_knn import DeepKNN as DeepKNN
     from mithridate.poisoning.defenses.fine_tuning import FineTuning as FineTuning
     from mithridate.poisoning.defenses.maxup import Maxup as Maxup
     from mithridate.poisoning.defenses.mixup import Mixup as Mixup
@@ -95,6 +96,7 @@ _HOME = {
     "poisoning.defenses.adversarial_training": ("AdversarialTraining",),
     "poisoning.defenses.cutmix": ("Cutmix",),
     "poisoning.defenses.cutout": ("Cutout",),
+    "poisoning.defenses.deep_knn": ("DeepKNN",),
     "poisoning.defenses.fine_tuning": ("FineTuning",),
     "poisoning.defenses.maxup": ("Maxup",),
     "poisoning.defenses.mixup": ("Mixup",),

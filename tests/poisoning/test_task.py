@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mithridate.core.balls import L2, Linf, Patch
+from mithridate.core.training import EVALUATION_BATCH
 from mithridate.poisoning.poison import Poison
 from mithridate.poisoning.task import predict
 from mithridate.poisoning.threat import Backdoor, FixedCase, Task, ThreatModel, ThreatModelViolation
@@ -263,7 +264,7 @@ def test_images_are_judged_in_chunks_that_shrink_when_memory_runs_out() -> None:
     sizes = []
 
     def answer(images: Tensor) -> Tensor:
-        if len(images) > 300:
+        if len(images) > 100:
             raise torch.OutOfMemoryError("CUDA out of memory")
         sizes.append(len(images))
         return images[None, :, 0, 0, :3]
@@ -271,7 +272,7 @@ def test_images_are_judged_in_chunks_that_shrink_when_memory_runs_out() -> None:
     rows = torch.arange(60).repeat(20)
     with pytest.warns(UserWarning, match="out of memory"):
         prediction = predict(scripted(answer).predictor, TRAIN, rows)
-    assert max(sizes) == 250
+    assert max(sizes) == EVALUATION_BATCH // 4
     assert torch.equal(prediction.scores[0], TRAIN.floats(rows)[:, 0, 0, :3])
 
 

@@ -14,13 +14,10 @@ from mithridate.core.data import ImageData
 from mithridate.core.memory import shrinking
 from mithridate.core.schema import name_of
 from mithridate.core.seeds import stream
-from mithridate.core.training import Fitted, Prediction, Predictor, Watch
+from mithridate.core.training import EVALUATION_BATCH, Fitted, Prediction, Predictor, Watch
 from mithridate.poisoning.goals import Goal
 from mithridate.poisoning.poison import Poison
 from mithridate.poisoning.triggers import Trigger
-
-CHUNK = 1000
-"""Images that are judged at a time."""
 
 
 class ThreatModelViolation(ValueError):
@@ -206,7 +203,9 @@ class Task:
     def _check_pixels(self, poison: Poison) -> None:
         if not len(poison):
             return
-        for rows, images in zip(poison.rows.split(CHUNK), poison.images.split(CHUNK), strict=True):
+        for rows, images in zip(
+            poison.rows.split(EVALUATION_BATCH), poison.images.split(EVALUATION_BATCH), strict=True
+        ):
             base = self.images(rows)
             shipped = to_floats(images.to(base.device))
             outside = ~self.ball.contains(base, shipped)
@@ -245,7 +244,7 @@ class Task:
 def predict(
     predictor: Predictor, data: ImageData, rows: Tensor, change: Callable[[Tensor], Tensor] | None = None
 ) -> Prediction:
-    """Predicts the images of `rows`, 1,000 at a time; where memory runs out the chunks are halved, with a warning.
+    """Predicts the images of `rows`, some at a time; where memory runs out the pieces are halved, with a warning.
 
     Args:
         predictor: What a learner returned.
@@ -261,7 +260,7 @@ def predict(
         return [predictor((change or _unchanged)(data.floats(part))) for part in rows.split(size)]
 
     with torch.no_grad():
-        parts = shrinking(work, CHUNK)
+        parts = shrinking(work, EVALUATION_BATCH)
     radii = [part.radius for part in parts if part.radius is not None]
     return Prediction(
         torch.cat([part.scores.cpu() for part in parts], 1),

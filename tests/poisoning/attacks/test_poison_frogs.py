@@ -32,7 +32,7 @@ def case(**threat: object) -> Task:
 def test_forward_backward_splitting_reaches_the_minimiser_in_closed_form(beta: float) -> None:
     """With features = pixels: |x - target|^2 + beta/2 |x - base|^2 is least at (2 target + beta base) / (2 + beta)."""
     task = case()
-    poison = PoisonFrogs(steps=400, beta=beta).craft(task, LEARNER, seed=0)
+    poison = PoisonFrogs(steps=400, beta=beta, precision="fp32").craft(task, LEARNER, seed=0)
     base = task.images(poison.rows)
     expected = (2 * task.targets + beta * base) / (2 + beta)
     assert (to_floats(poison.images) - expected).abs().max() <= HALF_STEP + 1e-4
@@ -56,7 +56,7 @@ def test_the_watermark_blends_the_target_into_the_base() -> None:
 
 def test_several_targets_are_dealt_in_turn() -> None:
     task = case(targets=2, budget=0.06)
-    poison = PoisonFrogs(steps=400, beta=0.0).craft(task, LEARNER, seed=0)
+    poison = PoisonFrogs(steps=400, beta=0.0, precision="fp32").craft(task, LEARNER, seed=0)
     assert len(poison.rows) == 4
     dealt = task.targets[[0, 1, 0, 1]]
     assert (to_floats(poison.images) - dealt).abs().max() <= HALF_STEP + 1e-4
@@ -64,7 +64,7 @@ def test_several_targets_are_dealt_in_turn() -> None:
 
 def test_the_note_is_the_remaining_share_of_the_feature_distance() -> None:
     task = case()
-    poison = PoisonFrogs(steps=400, beta=2.0).craft(task, LEARNER, seed=0)
+    poison = PoisonFrogs(steps=400, beta=2.0, precision="fp32").craft(task, LEARNER, seed=0)
     base = task.images(poison.rows)
     distance = [(images - task.targets).flatten(1).square().sum(1) for images in (to_floats(poison.images), base)]
     assert poison.notes["feature_distance"] == pytest.approx(float((distance[0] / distance[1]).mean()), rel=1e-4)
@@ -108,7 +108,7 @@ def test_each_surrogate_weighs_the_base_by_its_own_number_of_features() -> None:
 
     learner = OwnCode(LEARNER, quick(model=half, normalize="none", epochs=0))
     task, beta = case(), 2.0
-    poison = PoisonFrogs(steps=400, beta=beta, surrogates=2).craft(task, learner, seed=0)
+    poison = PoisonFrogs(steps=400, beta=beta, surrogates=2, precision="fp32").craft(task, learner, seed=0)
     base, weight = task.images(poison.rows), beta * (1 + 1 / 4) / 2
     pull = torch.full_like(base, 0.5)
     pull[:, :, :4] = 1.0  # both members see these pixels, one the others; distances are averaged

@@ -9,18 +9,52 @@ import torch
 from mithridate.core.sources import Digits
 from mithridate.core.training import Recipe
 from mithridate.poisoning.attacks.badnets import BadNets
-from mithridate.poisoning.defenses.spectral_signatures import SpectralSignatures, spectral_scores
+from mithridate.poisoning.defenses.spectral_signatures import SpectralSignatures, largest_eigenvector, spectral_scores
 from tests.poisoning.cases import quick, three_classes
 
 TRAIN, _ = three_classes()
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(40, 7), (6, 30), (200, 64)])
+@pytest.mark.parametrize(("rows", "columns"), [(40, 7), (6, 30), (200, 64), (600, 200), (150, 400)])
 def test_scores_equal_numpys_singular_vectors(rows: int, columns: int) -> None:
     features = np.random.default_rng(rows).normal(size=(rows, columns)) * np.geomspace(3, 0.1, columns) + 5
     centred = features - features.mean(0)
     direction = np.linalg.svd(centred, full_matrices=False)[2][0]
     assert np.allclose(spectral_scores(torch.from_numpy(features)).numpy(), (centred @ direction) ** 2, rtol=1e-8)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 5, 150])
+def test_the_largest_eigenvector_is_lapacks_whatever_the_rank(rank: int) -> None:
+    rng = np.random.default_rng(rank)
+    rows = rng.normal(size=(rank, 300)) * np.geomspace(5, 1, rank)[:, None]
+    value, vector = largest_eigenvector(torch.from_numpy(rows.T @ rows))
+    expected = np.linalg.norm(rows, 2) ** 2 if rank else 0.0
+    assert float(value) == pytest.approx(expected)
+    assert rank == 0 or np.linalg.norm(rows @ vector.numpy()) ** 2 == pytest.approx(expected)
+
+
+def test_it_does_not_stop_at_a_direction_that_one_feature_has_for_itself() -> None:
+    """The feature of the largest variance is an eigenvector, but not the largest."""
+    matrix = torch.block_diag(10 * torch.eye(1), torch.ones(199, 199)).double()
+    value, vector = largest_eigenvector(matrix)
+    assert float(value) == pytest.approx(199)
+    assert abs(float(vector[0])) < 1e-10
+
+
+def test_eigenvalues_that_nearly_agree_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too close for the steps of the search: all eigenvectors are computed, of the full matrix."""
+    sizes, eigh = [], torch.linalg.eigh
+    basis = torch.linalg.qr(torch.randn(200, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    values = torch.linspace(1, 1 + 1e-3, 200, dtype=torch.float64)
+
+    def spy(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes.append(len(matrix))
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", spy)
+    _, vector = largest_eigenvector(basis @ torch.diag(values) @ basis.T)
+    assert sizes == [64, 200]
+    assert abs(float(vector @ basis[:, -1])) == pytest.approx(1, abs=1e-8)
 
 
 def test_a_small_far_cluster_scores_highest() -> None:
@@ -43,9 +77,10 @@ def test_every_class_loses_as_many_rows_as_could_be_poison_but_never_all() -> No
 
 
 def test_equal_features_and_single_rows_do_no_harm() -> None:
-    marked = SpectralSignatures().suspicious(torch.ones(5, 4), torch.tensor([0, 0, 0, 0, 1]))
-    assert int(marked.sum()) == 1
-    assert not bool(marked[4])
+    for columns in (4, 300):
+        marked = SpectralSignatures().suspicious(torch.ones(5, columns), torch.tensor([0, 0, 0, 0, 1]))
+        assert int(marked.sum()) == 1
+        assert not bool(marked[4])
 
 
 def test_a_fit_says_which_rows_it_kept() -> None:

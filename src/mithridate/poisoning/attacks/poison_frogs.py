@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mithridate.core.balls import AnyImage
-from mithridate.core.classifier import Precision, computing_in
+from mithridate.core.classifier import Precision, computing_in, is_bf16
 from mithridate.core.perturbation import by_autograd, minimise
 from mithridate.core.seeds import stream
 from mithridate.core.training import Learner
@@ -49,7 +49,7 @@ class PoisonFrogs(Attack):
     """Weight of the distance to the base before scaling by (feature dimension / image dimension) squared, the mean of
     that over the surrogates."""
     lr: float = 0.05
-    """First step; shrinks to a fifth for an image whose objective would rise."""
+    """First step; halved for an image whose objective would rise, else slowly growing."""
     watermark: float = 0.0
     """Opacity with which the target is blended into each base before the search, 0..1."""
     surrogates: int = 1
@@ -99,7 +99,9 @@ class PoisonFrogs(Attack):
             blended if free else base,
             task.ball,
             steps=self.steps,
-            update=ForwardBackward(lr=self.lr, beta=beta),
+            update=ForwardBackward(
+                lr=self.lr, beta=beta, tolerance=0.05 if is_bf16(self.precision, base.device) else 0
+            ),
             init=blended,
             label="feature collision",
             rng=stream(seed, "craft"),
