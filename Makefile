@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 DEVICE ?= cpu
 
-.PHONY: help setup check test effect docs bench bench-gpu
+.PHONY: help setup check test effect docs bench bench-all bench-gpu
 
 help:
 	@echo "setup      install the package, the tools and the documentation tools, at the tested versions"
@@ -13,8 +13,9 @@ help:
 	@echo "test       units, contracts and doctests"
 	@echo "effect     one test per method: it does what its paper claims, against a control"
 	@echo "docs       build docs/_build/html; a warning is an error"
-	@echo "bench      speed and memory beside hand-written loops, on the CPU"
-	@echo "bench-gpu  the same on a CUDA device"
+	@echo "bench      one table of speed beside hand-written loops, on the CPU: about 20 minutes"
+	@echo "bench-all  memory, start-up and the coverage of intervals as well"
+	@echo "bench-gpu  the table on a CUDA device; its small form on the CPU where there is none"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,5 +42,8 @@ docs:
 bench:
 	$(BIN)/python -m benchmarks --device $(DEVICE)
 
+bench-all:
+	$(BIN)/python -m benchmarks --all --device $(DEVICE)
+
 bench-gpu:
-	$(MAKE) bench DEVICE=cuda
+	$(BIN)/python -m benchmarks --device cuda --or-small

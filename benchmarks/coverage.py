@@ -125,7 +125,7 @@ def run(setup: Setup) -> Report:
         rows += _rows(f"{targets} targets, {victims} victims, rho {rho:g}", found, times)
         smallest += [float(values[0, 0]) for values in found.values()] if times == simulations else []
     now = [row for row in rows if row.arm == "now" and row.rounds == simulations]
-    means = [row.value for row in now]
+    means = [row.value for row in now if row.value is not None]
     claims = [
         _claim("coverage of a cell of the grid, mean over true rates (median, smallest, largest cell)", means),
         _claim("coverage at one true rate of the grid (median, smallest, largest)", smallest),
