@@ -21,7 +21,8 @@ def _mode(module: nn.Module, *, train: bool) -> Iterator[None]:
     Copies, since writing the old values back into the buffers would break the backward pass of what was computed.
     """
     modes = [(part, part.training) for part in module.modules() if part.training != train]
-    buffers = [(part, *named) for part in module.modules() for named in part.named_buffers(recurse=False) if train]
+    parts = module.modules() if train else ()
+    buffers = [(part, *named) for part in parts for named in part.named_buffers(recurse=False)]
     for part, _ in modes:
         part.training = train
     for part, name, buffer in buffers:

@@ -218,15 +218,18 @@ class Recipe(Learner):
         """Trains one model after the other, or as `members_by` says; what one becomes does not depend on the others."""
         jobs = [(self, *pair) for pair in zip(datasets, seeds, strict=True)]
         trained = side_by_side(_trained, jobs, datasets) if watch is None else None  # who watches is in this process
-        if trained is None:
-            trained = [_Member(nn.Identity(), [], None)] * len(jobs)
-            work = ((i, *each) for i, job in enumerate(jobs) for each in enumerate(self.states(*job[1:])))
-            for i, epoch, state in track(work, "training", total=len(jobs) * max(1, self.epochs)):
-                trained[i] = state.member()
-                if watch is not None:
-                    watch(i, epoch, predictor_of(Ensemble([trained[i].module])))
+        trained = self._in_turn(jobs, watch) if trained is None else trained
         losses = [one.losses for one in trained]
         return self.fitted([one.module for one in trained], {"loss": losses}, [one.kept for one in trained])
+
+    def _in_turn(self, jobs: Sequence[_Job], watch: Watch | None) -> list[_Member]:
+        trained: dict[int, _Member] = {}
+        epochs = ((i, *each) for i, (_, data, seed) in enumerate(jobs) for each in enumerate(self.states(data, seed)))
+        for i, epoch, state in track(epochs, "training", total=len(jobs) * max(1, self.epochs)):
+            trained[i] = state.member()
+            if watch is not None:
+                watch(i, epoch, predictor_of(Ensemble([trained[i].module])))
+        return list(trained.values())
 
     def fitted(self, modules: Sequence[nn.Module], history: dict[str, list], kept: list[Tensor | None]) -> Fitted:
         """Wraps trained modules."""
@@ -246,7 +249,10 @@ class _Member(NamedTuple):
     """Row ids left by a row rule; None: there is none."""
 
 
-def _trained(job: tuple[Recipe, ImageData, int]) -> _Member:
+_Job = tuple[Recipe, ImageData, int]
+
+
+def _trained(job: _Job) -> _Member:
     """Trains one member, in this process or another."""
     recipe, data, seed = job
     *_, state = recipe.states(data, seed)

@@ -78,20 +78,20 @@ class PoisonFrogs(Attack):
             )
         models = surrogate.fit([task.train] * self.surrogates, range(self.surrogates)).models
         base = task.images(rows)
-        dealt = task.targets[torch.arange(len(rows), device=base.device) % len(task.targets)]
+        turn = torch.arange(len(rows), device=base.device) % len(task.targets)
 
         def features(images: Tensor) -> list[Tensor]:
             with computing_in(self.precision, images.device):
                 return models.features(images)
 
         with torch.no_grad():
-            goals = features(dealt)
+            goals = [goal[turn] for goal in features(task.targets)]
 
         def distance(images: Tensor, rng: torch.Generator) -> Tensor:
             pairs = zip(features(images), goals, strict=True)
             return torch.stack([(found - goal).square().sum(1) for found, goal in pairs]).mean(0)
 
-        blended = (1 - self.watermark) * base + self.watermark * dealt
+        blended = (1 - self.watermark) * base + self.watermark * task.targets[turn]
         free = isinstance(task.ball, AnyImage)
         beta = self.beta * fmean((goal.shape[1] / base[0].numel()) ** 2 for goal in goals) if free else 0.0
         found = minimise(
