@@ -21,11 +21,11 @@ def test_the_peak_counts_allocations_and_no_mapped_file(tmp_path: Path) -> None:
     with memory.Peak() as reading:
         mapped.sum()
     with memory.Peak() as writing:
-        block = np.ones(64 * 2**20, np.uint8)
+        block = np.ones(256 * 2**20, np.uint8)  # much more than what the system may take from the process meanwhile
         time.sleep(0.1)  # on a busy machine, too, the reading thread gets its turn
         del block
     assert reading.megabytes - before < 16
-    assert writing.megabytes - before > 40
+    assert writing.megabytes - before > 128
 
 
 def test_synthetic_images_differ_and_stay_the_same() -> None:
