@@ -34,7 +34,7 @@ class Setup:
     """Tiny sizes and one round: shows that it runs, measures nothing."""
     threads: int = 1
     models: tuple[str, ...] = ("convnet", "convnet-wide", "resnet18", "vgg11", "mobilenet_v2")
-    seconds: float = 30.0
+    seconds: float = 8.0
     """How long the counted rounds of one case may take; there are never fewer than 3 of them, nor more than 9."""
 
     @property
