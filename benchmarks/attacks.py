@@ -28,11 +28,20 @@ from benchmarks.measure import (
 )
 from benchmarks.reference.collision import Colliding, collide_by_hand, collide_plain
 from benchmarks.reference.pixels import folded
-from mithridate.core.balls import AnyImage
+from benchmarks.reference.unrolling import (
+    Setting,
+    Unrolling,
+    one_graph,
+    step_by_step,
+    unroll_by_hand,
+    unroll_plain,
+)
+from mithridate.core.balls import AnyImage, Linf
 from mithridate.core.models import last_linear
 from mithridate.core.training import Learner
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.attacks.badnets import BadNets
+from mithridate.poisoning.attacks.metapoison import MetaPoison
 from mithridate.poisoning.attacks.poison_frogs import PoisonFrogs
 from mithridate.poisoning.attacks.random_noise import RandomNoise
 from mithridate.poisoning.task import Task
@@ -118,6 +127,58 @@ def _distance(found: tuple[Tensor, float]) -> str:
     return f"mean feature distance {found[1]:.3f}"
 
 
+# --- unrolled training -----------------------------------------------------------------------------------------------
+
+
+def metapoison(model: str, setup: Setup) -> Ways:
+    """Fifty poisons in one batch, two clean batches after it, two surrogates that stay at their epoch."""
+    poisons, steps = (4, 2) if setup.small else (50, 4)
+    attack = MetaPoison(steps=steps - 1, surrogates=2, inner_rate=0.1)  # and one evaluation of the finished poison
+    threat = ThreatModel(budget=1 / 20, ball=Linf(eps=8 / 255))
+    task, surrogate = prepared(setup, model, threat, train=20 * poisons, epochs=2)
+    rows = task.choose(0)
+    clean = task.train.drop(rows).ids[:500]
+    setting = Setting(
+        task.images(rows).contiguous(),
+        task.train.labels_of(rows),
+        task.train.floats(clean).contiguous(),
+        task.train.labels_of(clean),
+        task.targets.contiguous(),
+        task.intended,
+    )
+    unrolling = Unrolling(steps=steps)
+
+    def by_hand(layers: Callable, derive: Callable, *, bf16: bool) -> Callable[[], str]:
+        return lambda: _meta(
+            unroll_by_hand([layers(surrogate) for _ in range(2)], setting, unrolling, derive, bf16=bf16)
+        )
+
+    kinds = {"fp32": False} | ({"bf16": True} if setup.bf16 else {})
+    ways = {
+        f"{kind} channels last, {words}": by_hand(in_ordinary_layers, derive, bf16=bf16)
+        for kind, bf16 in kinds.items()
+        for words, derive in {"one graph": one_graph, "step by step": step_by_step}.items()
+    }
+    arms = [
+        Arm(
+            name="mithridate",
+            role="mithridate",
+            work=lambda: f"meta-loss {attack.craft(task, surrogate, seed=0).notes['meta_loss']:.2f}",
+        ),
+        Arm(
+            name="plain fp32 NCHW",
+            role="straightforward",
+            work=lambda: _meta(unroll_plain([in_ordinary_layers(surrogate) for _ in range(2)], setting, unrolling)),
+        ),
+        *(Arm(name=name, role="variant", work=work) for name, work in ways.items()),
+    ]
+    return Ways(arms, 2 * steps)
+
+
+def _meta(found: tuple[Tensor, float]) -> str:
+    return f"meta-loss {found[1]:.2f}"
+
+
 # --- attacks that search nothing -------------------------------------------------------------------------------------
 
 
@@ -172,6 +233,10 @@ CASES = (
         near=0.9,
     ),
     Case(name="poison-frogs on convnet", unit="step", ways=partial(poison_frogs, "convnet"), near=0.9),
+    *(
+        Case(name=f"metapoison on {model}", unit="step and surrogate", ways=partial(metapoison, model), near=0.9)
+        for model in ("convnet", "convnet-wide")
+    ),
     Case(name="badnets", unit="100 poisons", ways=partial(unsearched, BadNets(), _patched)),
     Case(name="random-noise", unit="100 poisons", ways=partial(unsearched, RandomNoise(), _noisy)),
 )
@@ -199,6 +264,7 @@ def run(setup: Setup) -> Report:
     settings = {
         "images": "32x32x3 synthetic",
         "poison-frogs": "50 poisons, 1 target; one of mithridate's evaluations is that of the finished 8-bit poison",
+        "metapoison": "50 poisons, 1 target, K = 2, batches of 125; surrogates' training is not counted: it is shared",
         "flops": "convolutions and matrix products of a forward pass and a backward pass for the images alone",
     }
     return Report(name="attacks", settings=settings, rows=rows, claims=claims, environment=environment(setup.device))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from benchmarks.measure import Setup
 from benchmarks.reference.pixels import CLASSES, ordinary, synthetic
 from mithridate.core.data import ImageData
+from mithridate.core.states import Stage
 from mithridate.core.training import Fitted, Learner, Recipe, Watch
 from mithridate.poisoning.threat import Task, ThreatModel
 
@@ -35,6 +37,11 @@ class Ready(Learner):
         watch: Watch | None = None,
     ) -> Fitted:
         return self.fitted
+
+    def follow(self, datasets: Sequence[ImageData], seeds: Sequence[int]) -> list[Iterator[Stage]]:
+        """Every member stays at one stage."""
+        stage = Stage(self.fitted.models[0], self.inner.learning_rate)
+        return [itertools.repeat(stage) for _ in seeds]
 
 
 def data_of(setup: Setup, count: int, seed: int = 0) -> ImageData:

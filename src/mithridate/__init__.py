@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # X as X: this package exports it
     from mithridate.core.guarantees import Guarantee as Guarantee
     from mithridate.core.learners import Mixed as Mixed, learner as learner
     from mithridate.core.members import members_by as members_by
+    from mithridate.core.recolor import Recolor as Recolor
     from mithridate.core.sources import (
         Arrays as Arrays,
         DataSource as DataSource,
@@ -47,9 +48,13 @@ if TYPE_CHECKING:  # X as X: this package exports it
     from mithridate.experiments.trial import Trial as Trial, run as run
     from mithridate.poisoning.attack import Attack as Attack
     from mithridate.poisoning.attacks.badnets import BadNets as BadNets
+    from mithridate.poisoning.attacks.bullseye_polytope import BullseyePolytope as BullseyePolytope
+    from mithridate.poisoning.attacks.convex_polytope import ConvexPolytope as ConvexPolytope
+    from mithridate.poisoning.attacks.metapoison import MetaPoison as MetaPoison
     from mithridate.poisoning.attacks.no_attack import NoAttack as NoAttack
     from mithridate.poisoning.attacks.poison_frogs import PoisonFrogs as PoisonFrogs
     from mithridate.poisoning.attacks.random_noise import RandomNoise as RandomNoise
+    from mithridate.poisoning.attacks.watermark import Watermark as Watermark
     from mithridate.poisoning.attacks.witches_brew import WitchesBrew as WitchesBrew
     from mithridate.poisoning.defense import Defense as Defense
     from mithridate.poisoning.defenses.adversarial_training import AdversarialTraining as AdversarialTraining
@@ -76,6 +81,7 @@ _HOME = {
     "core.guarantees": ("Guarantee",),
     "core.learners": ("Mixed", "learner"),
     "core.members": ("members_by",),
+    "core.recolor": ("Recolor",),
     "core.sources": ("Arrays", "DataSource", "Digits", "Folder", "Hub", "Parquet", "TorchDataset"),
     "core.training": ("Fitted", "Learner", "Prediction", "Recipe"),
     "core.workers": ("processes",),
@@ -88,9 +94,13 @@ _HOME = {
     "experiments.trial": ("Trial", "run"),
     "poisoning.attack": ("Attack",),
     "poisoning.attacks.badnets": ("BadNets",),
+    "poisoning.attacks.bullseye_polytope": ("BullseyePolytope",),
+    "poisoning.attacks.convex_polytope": ("ConvexPolytope",),
+    "poisoning.attacks.metapoison": ("MetaPoison",),
     "poisoning.attacks.no_attack": ("NoAttack",),
     "poisoning.attacks.poison_frogs": ("PoisonFrogs",),
     "poisoning.attacks.random_noise": ("RandomNoise",),
+    "poisoning.attacks.watermark": ("Watermark",),
     "poisoning.attacks.witches_brew": ("WitchesBrew",),
     "poisoning.defense": ("Defense",),
     "poisoning.defenses.adversarial_training": ("AdversarialTraining",),

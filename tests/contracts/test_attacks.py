@@ -10,6 +10,7 @@ import torch
 
 from mithridate.core.balls import Linf, Patch
 from mithridate.core.data import ImageData
+from mithridate.core.learners import Mixed
 from mithridate.core.schema import choices, name_of
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.attacks.no_attack import NoAttack
@@ -20,6 +21,8 @@ from tests.poisoning.cases import quick, three_classes, two_architectures
 
 ATTACKS = choices(Attack)
 SMALL = {"steps": 2, "restarts": 1, "surrogates": 1}
+UNROLLED = {"metapoison"}
+"""Attacks that differentiate through training, which code of the user's own does not allow."""
 every_attack = pytest.mark.parametrize("name", ATTACKS)
 
 
@@ -215,9 +218,26 @@ def test_it_works_in_a_sum_of_balls(name: str) -> None:
 
 
 @every_attack
-def test_it_needs_no_recipe_and_takes_surrogates_of_several_architectures(name: str) -> None:
-    attack = small(name)
-    if "surrogates" in {field.name for field in dataclasses.fields(attack)}:
-        attack = dataclasses.replace(attack, surrogates=2)
+def test_it_takes_surrogates_of_several_architectures(name: str) -> None:
+    attack = with_two_surrogates(name)
     task = task_of(attack)
-    task.check(attack.craft(task, two_architectures(epochs=1), 0))
+    mixed = Mixed((quick(model="convnet:width=4", epochs=1), quick(model="convnet:width=8", epochs=1)))
+    task.check(attack.craft(task, mixed, 0))
+
+
+@every_attack
+def test_it_needs_no_recipe_or_says_that_it_does(name: str) -> None:
+    attack = with_two_surrogates(name)
+    task = task_of(attack)
+    recipe_less = two_architectures(epochs=1)
+    if name in UNROLLED:
+        with pytest.raises(TypeError, match="give a Recipe as learner or as surrogate"):
+            attack.craft(task, recipe_less, 0)
+    else:
+        task.check(attack.craft(task, recipe_less, 0))
+
+
+def with_two_surrogates(name: str) -> Attack:
+    attack = small(name)
+    known = "surrogates" in {field.name for field in dataclasses.fields(attack)}
+    return dataclasses.replace(attack, surrogates=2) if known else attack

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 
 from mithridate.core.balls import L2, AnyImage, Ball, Linf, Patch, Sum, to_bytes, to_floats
 from mithridate.core.perturbation import by_autograd, minimise
+from mithridate.core.recolor import Recolor
 from mithridate.core.schema import from_json, to_json
 from mithridate.core.seeds import stream
 from mithridate.core.updates import Adam, ForwardBackward, SignedAdam, SignStep, Update
-from tests.core.ball_cases import SUMS, anywhere, pictures
+from tests.core.ball_cases import BALLS, SUMS, anywhere, pictures
 
 EPS = 8 / 255
 UPDATES = [SignedAdam(), Adam(), SignStep(), ForwardBackward(lr=0.1, beta=0.0)]
@@ -76,7 +78,17 @@ def test_sums_are_flat_settings() -> None:
         a + 0.1  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("balls", [(Patch(), Patch()), (L2(eps=1), Patch()), (Linf(eps=0.1), L2(eps=1), Patch())])
+@pytest.mark.parametrize(
+    "balls",
+    [
+        (Patch(), Patch()),
+        (L2(eps=1), Patch()),
+        (Linf(eps=0.1), L2(eps=1), Patch()),
+        (Recolor(), L2(eps=1)),
+        (Patch(), Linf(eps=0.1), Recolor()),
+        (Recolor(),) * 2,
+    ],
+)
 def test_sums_that_cannot_be_judged_are_refused(balls: tuple[Ball, ...]) -> None:
     with pytest.raises(ValueError, match=r"cannot be told exactly; add balls of one kind .*or linf to one other ball"):
         Sum(balls=balls)
@@ -91,14 +103,54 @@ def test_sums_that_cannot_be_judged_are_refused(balls: tuple[Ball, ...]) -> None
 @settings(max_examples=25)
 @given(seed=st.integers(0, 2**32), share=st.floats(0, 1))
 def test_a_sum_of_one_change_from_each_ball_is_inside(ball: Sum, seed: int, share: float) -> None:
-    """As strong as each ball allows, and shrunk at random, pixel by pixel."""
+    """As strong as each ball allows, and shrunk at random, pixel by pixel; where colours move, all channels alike."""
     base, rng = pictures(seed, 3), stream(seed, "sum")
-    changes = [(part.sample(base, rng) - base) * torch.rand(base.shape, generator=rng) ** share for part in ball.balls]
+    changes = [
+        (part.sample(base, rng) - base) * torch.rand(alike(base, part).shape, generator=rng) ** share
+        for part in ball.balls
+    ]
     images = (base + sum(changes)).clamp(0, 1)
     assert ball.contains(base, images).all()
     rounded = to_floats(ball.rounded(base, images))
     assert ball.contains(base, rounded).all()
-    assert (rounded - images).abs().max() < (1 + 1e-3) / 255
+    levels = 2.5 if Recolor in map(type, ball.balls) else 1 + 1e-3  # a narrow solid may hold no nearer 8-bit colour
+    assert (rounded - images).abs().max() < levels / 255
+
+
+def alike(base: Tensor, ball: Ball) -> Tensor:
+    return base[:, :1] if isinstance(ball, Recolor) else base
+
+
+def rounded_by_hand(ball: Ball, base: Tensor, images: Tensor) -> Tensor:
+    """As each image is rounded by itself, with the marks of a lone ball and of a sum each spelled out."""
+    if isinstance(ball, Sum) and len(ball.balls) == 1:
+        return rounded_by_hand(ball.balls[0], base, images)
+    nearest, results = to_floats(to_bytes(images)), []
+    if isinstance(ball, Sum):
+        radii = [part.eps for part in ball.balls if isinstance(part, Linf)]
+        slack = math.fsum(radii[1:] if len(radii) == len(ball.balls) else radii)
+        if any(isinstance(part, AnyImage) for part in ball.balls):
+            slack = 0.0
+        beyond = [x - base - (x - base).clamp(-slack, slack) for x in (nearest, images)]
+        marks = beyond[0].abs() > beyond[1].abs() + 1e-6
+    else:
+        marks = (ball.project(base, nearest) - nearest).abs() > 1e-6
+    for b, x, marked in zip(base, images, marks, strict=True):
+        towards = (b * 255).round() + ((x - b) * 255).trunc()
+        tried = [to_bytes(x), torch.where(marked, towards.byte(), to_bytes(x)), towards.byte()]
+        fits = (one for one in tried if ball.contains(b[None], to_floats(one)[None]).item())
+        results.append(next(fits, tried[-1]))
+    return torch.stack(results)
+
+
+@pytest.mark.parametrize("ball", [ball for ball in BALLS if "Recolor" not in str(ball)], ids=str)
+@settings(max_examples=15)
+@given(seed=st.integers(0, 2**32))
+def test_rounding_is_to_the_bit_the_one_written_out_by_hand(ball: Ball, seed: int) -> None:
+    base, rng = pictures(seed, 3), stream(seed, "by hand")
+    for images in (ball.sample(base, rng), ball.images(base, ball.project(base, ball.start(base, rng)))):
+        images = images.clamp(0, 1)
+        assert torch.equal(ball.rounded(base, images), rounded_by_hand(ball, base, images))
 
 
 @settings(max_examples=40)
@@ -122,7 +174,7 @@ def test_linf_and_l2_by_least_squares(seed: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
     base, change = rng.uniform(0.3, 0.7, 12), scale * rng.standard_normal(12)
     left = change - lsq_linear(np.eye(12), change, (-EPS, EPS), tol=1e-14).x
-    length = np.linalg.norm(left)
+    length = float(np.linalg.norm(left))
     images = [torch.tensor(x, dtype=torch.float64).view(1, 3, 2, 2) for x in (base, base + change)]
     for eps, expected in ((length * 1.01 + 1e-4, True), (length * 0.99 - 1e-4, False)):
         if eps > 0:

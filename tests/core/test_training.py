@@ -18,7 +18,8 @@ from mithridate.core.ensemble import Ensemble
 from mithridate.core.gradient_rules import Mean
 from mithridate.core.schedules import Cosine, OneCycle, Schedule, StepDecay
 from mithridate.core.seeds import stream
-from mithridate.core.training import Recipe, TrainingState, predictor_of
+from mithridate.core.states import TrainingState
+from mithridate.core.training import Recipe, predictor_of
 from mithridate.core.transforms import Flip, Mixup
 from tests.core.training_cases import ROWS, data, digest, digests, dropout_net, quick
 

@@ -107,10 +107,11 @@ def test_controls_alone_make_no_map():
 def test_transfer_grid_has_each_surrogate_and_victim():
     pairs = list(grids.transfer_pairs(targets=6))
     (found,) = heatmaps.transfer_grids(table(pairs).rows)
-    assert found.victims == ["convnet", "convnet-wide"]
+    assert found.scenarios == [("from scratch", ["convnet", "convnet-wide"])]
+    assert "from scratch" in found.title
     assert [surrogate for surrogate, _ in found.lines] == ["convnet", "convnet-wide"]
     for surrogate, slots in found.lines:
-        for victim, slot in zip(found.victims, slots, strict=True):
+        for victim, slot in zip(found.scenarios[0][1], slots, strict=True):
             hits = [
                 result["outcome"]["success"][0][0]
                 for trial, result in pairs
@@ -120,6 +121,21 @@ def test_transfer_grid_has_each_surrogate_and_victim():
             ]
             (box,) = slot.boxes
             assert box.row.success.share == sum(hits) / 6
+
+
+def test_scenarios_stand_side_by_side_in_one_transfer_grid():
+    scratch = list(grids.transfer_pairs(targets=3))
+    tuned = []
+    for trial, result in scratch:
+        moved = trial | {"pretrain": made.RECIPE, "tuned": "head"}
+        tuned.append((moved, result | {"trial": made.name_of(moved)}))
+    (found,) = heatmaps.transfer_grids(table(scratch + tuned).rows)
+    both = ["convnet", "convnet-wide"]
+    assert found.scenarios == [("from scratch", both), ("transfer", both)]
+    assert "scratch" not in found.title
+    for _, slots in found.lines:
+        assert [slot.boxes[0].row.scenario for slot in slots] == ["from scratch"] * 2 + ["transfer"] * 2
+        assert [slot.boxes[0].row.model for slot in slots] == both * 2
 
 
 def test_one_surrogate_and_one_victim_need_no_transfer_grid(rows):

@@ -19,7 +19,8 @@ from mithridate.core.data import ImageData
 from mithridate.core.schema import from_json, to_json
 from mithridate.core.seeds import derive
 from mithridate.core.sources import Arrays, Digits
-from mithridate.core.training import Fitted, Recipe, TrainingState
+from mithridate.core.states import TrainingState
+from mithridate.core.training import Fitted, Recipe
 from mithridate.core.transforms import Mixup as MixupTransform
 from mithridate.experiments import facts
 from mithridate.experiments.store import Store, Stored

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mithridate.core.balls import L2, Linf, Patch
-from mithridate.core.training import EVALUATION_BATCH
+from mithridate.core.states import EVALUATION_BATCH
 from mithridate.poisoning.poison import Poison
 from mithridate.poisoning.task import predict
 from mithridate.poisoning.threat import Backdoor, FixedCase, Task, ThreatModel, ThreatModelViolation

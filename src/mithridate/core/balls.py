@@ -1,4 +1,4 @@
-"""What a perturbation may do to an image: ``Ball`` and its members, and pixels in 8 bits."""
+"""What a perturbation may do to an image: ``Ball`` and its members (``Recolor`` has a module of its own)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mithridate.core.pixels import EDGE, clipped, rounded_inwards, to_bytes as to_bytes, to_floats as to_floats
 from mithridate.core.schema import Choice, name_of
-
-_EDGE = 1e-6  # slack of a comparison between floats that came from 8-bit pixels
 
 
 def _normal(like: Tensor, rng: torch.Generator) -> Tensor:
@@ -26,20 +25,6 @@ def _uniform(like: Tensor, rng: torch.Generator) -> Tensor:
     return torch.rand(like.shape, generator=rng).to(like)
 
 
-def to_bytes(images: Tensor) -> Tensor:
-    """Rounds pixels in [0, 1] to the nearest uint8.
-
-    >>> to_bytes(torch.tensor([0.0, 0.5, 1.0])).tolist(), to_floats(torch.tensor([0, 255])).tolist()
-    ([0, 128, 255], [0.0, 1.0])
-    """
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def to_floats(images: Tensor) -> Tensor:
-    """Turns uint8 pixels into floats in [0, 1]."""
-    return images.float() / 255
-
-
 class Ball(Choice, ABC):
     """The set of images allowed around each base image. Images are [P, C, H, W] floats in [0, 1].
 
@@ -47,6 +32,8 @@ class Ball(Choice, ABC):
     ball has ``images``, ``params_of`` and ``rounded`` of its own. Balls can be added: ``Linf(eps=8 / 255) + Patch()``
     allows one change from each.
     """
+
+    home: ClassVar[str] = "mithridate.core.recolor"  # which imports this module, so with it all members are known
 
     @abstractmethod
     def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
@@ -88,17 +75,25 @@ class Ball(Choice, ABC):
 
         As it stands, for balls that hold with an image all that lie between it and the base, pixel by pixel.
         """
-        near = (images - base).clamp(-slack - _EDGE, slack + _EDGE)
+        near = (images - base).clamp(-slack - EDGE, slack + EDGE)
         return self.contains(base, images - near)
 
-    def rounded(self, base: Tensor, images: Tensor) -> Tensor:
-        """Returns uint8 images inside the ball, for images inside it and a base that is 8-bit.
+    def rounded(self, base: Tensor, images: Tensor, slack: float | None = None) -> Tensor:
+        """Returns uint8 images inside the ball, or at most `slack` away from one, for such images and an 8-bit base.
 
-        The nearest pixels; those that overstep are truncated towards the base, all of the image where need be.
+        The nearest pixels; those that overstep are truncated towards the base, all of the image where need be. A
+        pixel oversteps that the projection would move or, with a slack, whose change grew by more than the slack.
         """
         nearest = to_floats(to_bytes(images))
-        outside = (self.project(base, nearest) - nearest).abs() > _EDGE
-        return _rounded_inwards(self, base, images, outside)
+        if slack is None:
+            outside = (self.project(base, nearest) - nearest).abs() > EDGE
+        else:
+            used, given = ((x - base - (x - base).clamp(-slack, slack)).abs() for x in (nearest, images))
+            outside = used > given + EDGE
+        return rounded_inwards(lambda found: self._near(base, found, slack), base, images, outside)
+
+    def _near(self, base: Tensor, images: Tensor, slack: float | None) -> Tensor:
+        return self.within(base, images, slack) if slack else self.contains(base, images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +115,7 @@ class Linf(Ball):
             raise ValueError(
                 f"eps is {eps:g}; pixels lie in [0, 1], so write {eps:g}/255 = {eps / 255:.4f} for {eps:g} of 255"
             )
-        if eps > 64 / 255 + _EDGE:
+        if eps > 64 / 255 + EDGE:
             warnings.warn(f"eps is {eps:.3f} (more than 64/255): such poisons are plain to see", stacklevel=3)
 
     def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
@@ -133,7 +128,7 @@ class Linf(Ball):
         return self.project(base, _normal(base, rng).sign_().mul_(self.eps).add_(base))
 
     def contains(self, base: Tensor, images: Tensor) -> Tensor:
-        return (images - base).abs().flatten(1).amax(1) <= self.eps + _EDGE
+        return (images - base).abs().flatten(1).amax(1) <= self.eps + EDGE
 
     def describe(self) -> str:
         return f"every pixel value moves by at most {self.eps * 255:.3g}/255 (Linf)"
@@ -169,7 +164,7 @@ class L2(Ball):
         return self.project(base, base + self.eps * noise / noise.flatten(1).norm(dim=1)[:, None, None, None])
 
     def contains(self, base: Tensor, images: Tensor) -> Tensor:
-        return (images - base).flatten(1).norm(dim=1) <= self.eps * (1 + _EDGE) + _EDGE
+        return (images - base).flatten(1).norm(dim=1) <= self.eps * (1 + EDGE) + EDGE
 
     def describe(self) -> str:
         return f"the change of each image has Euclidean norm at most {self.eps:g} (L2)"
@@ -190,7 +185,7 @@ class AnyImage(Ball):
 
     def contains(self, base: Tensor, images: Tensor) -> Tensor:
         flat = images.flatten(1)
-        return (flat.amin(1) >= -_EDGE) & (flat.amax(1) <= 1 + _EDGE)
+        return (flat.amin(1) >= -EDGE) & (flat.amax(1) <= 1 + EDGE)
 
     def describe(self) -> str:
         return "any image may take the place of a poisoned one (no bound)"
@@ -213,7 +208,7 @@ class Patch(Ball):
 
     def _side(self, base: Tensor) -> int:
         h, w = base.shape[2:]
-        side = min(h, w, int((self.area * h * w) ** 0.5 + _EDGE))
+        side = min(h, w, int((self.area * h * w) ** 0.5 + EDGE))
         if side < 1:
             raise ValueError(f"area is {self.area}, less than one pixel of {h}x{w}; use at least 1/{h * w}")
         return side
@@ -242,10 +237,10 @@ class Patch(Ball):
         return torch.where(self._window(base, corner[:, 0], corner[:, 1]), _uniform(base, rng), base)
 
     def contains(self, base: Tensor, images: Tensor) -> Tensor:
-        changed = ((images - base).abs() > _EDGE).any(1)
+        changed = ((images - base).abs() > EDGE).any(1)
         height = _extent(changed.any(2))
         width = _extent(changed.any(1))
-        return height * width <= self.area * changed[0].numel() + _EDGE
+        return height * width <= self.area * changed[0].numel() + EDGE
 
     def describe(self) -> str:
         return f"one rectangle of at most {self.area * 100:.3g} % of each image changes freely"
@@ -283,7 +278,7 @@ class Sum(Ball):
         return _side_by_side([ball.project(base, part) for ball, part in self._parts(base, params)])
 
     def images(self, base: Tensor, params: Tensor) -> Tensor:
-        return _Clipped.apply(_added(base, [ball.images(base, part) for ball, part in self._parts(base, params)]))
+        return clipped(_added(base, [ball.images(base, part) for ball, part in self._parts(base, params)]))
 
     def params_of(self, base: Tensor, images: Tensor) -> Tensor:
         found = []
@@ -300,15 +295,11 @@ class Sum(Ball):
 
     def contains(self, base: Tensor, images: Tensor) -> Tensor:
         one, slack = self._as_one_and_slack()
-        return one.within(base, images, slack) if slack else one.contains(base, images)
+        return one._near(base, images, slack)
 
-    def rounded(self, base: Tensor, images: Tensor) -> Tensor:
-        if len(self.balls) == 1:
-            return self.balls[0].rounded(base, images)
-        _, slack = self._as_one_and_slack()
-        changes = [x - base for x in (to_floats(to_bytes(images)), images)]
-        used, given = ((change - change.clamp(-slack, slack)).abs() for change in changes)
-        return _rounded_inwards(self, base, images, used > given + _EDGE)
+    def rounded(self, base: Tensor, images: Tensor, slack: float | None = None) -> Tensor:
+        one, own = self._as_one_and_slack()
+        return one.rounded(base, images, slack if len(self.balls) == 1 else own + (slack or 0.0))
 
     def describe(self) -> str:
         return ", and added to that ".join(ball.describe() for ball in self.balls)
@@ -342,22 +333,6 @@ class Sum(Ball):
         return (rest[0], slack) if rest else (boxes[0], slack - boxes[0].eps)
 
 
-class _Clipped(torch.autograd.Function):
-    """Clips to [0, 1] and passes the gradient on.
-
-    The clip ends a pixel's change as a projection does; with its own gradient, zero outside, a pixel that several
-    changes push out of the range could not come back.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor) -> Tensor:
-        return images.clamp(0, 1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0]
-
-
 def _added(base: Tensor, images: list[Tensor]) -> Tensor:
     """The base with the changes of all images [P, C, H, W] added; not clipped. One image stays as it is, to the bit."""
     return functools.reduce(lambda total, more: total + (more - base), images)
@@ -371,21 +346,6 @@ def _side_by_side(params: list[Tensor]) -> Tensor:
 def _shapes(balls: tuple[Ball, ...], image: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Shapes of the parameters that each ball has for one image [C, H, W]."""
     return [tuple(ball.start(torch.zeros(1, *image), torch.Generator()).shape[1:]) for ball in balls]
-
-
-def _rounded_inwards(ball: Ball, base: Tensor, images: Tensor, outside: Tensor) -> Tensor:
-    """Returns per image the first of these that lies in the ball, else the last.
-
-    The nearest 8-bit pixels; these, but truncated towards the base where marked as `outside` [P, C, H, W]; all pixels
-    truncated towards the base.
-    """
-    nearest = to_bytes(images)
-    steps = ((images - base).clamp(-1, 1) * 255).trunc()
-    towards = ((base * 255).round() + steps).clamp(0, 255).to(torch.uint8)
-    for better in (torch.where(outside, towards, nearest), nearest):
-        fits = ball.contains(base, to_floats(better))[:, None, None, None]
-        towards = torch.where(fits, better, towards)
-    return towards
 
 
 def _extent(marks: Tensor) -> Tensor:

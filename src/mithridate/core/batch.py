@@ -31,6 +31,18 @@ class Batch(NamedTuple):
     """Share of the training done, 0..1."""
 
 
+def batch_of(data: ImageData, rows: Tensor, progress: float) -> Batch:
+    """Returns the untransformed batch of these rows, [B] int64.
+
+    >>> from mithridate.core.sources import Digits
+    >>> batch_of(Digits().load()[0], torch.tensor([5, 2]), 0.0).targets.shape
+    torch.Size([2, 10])
+    """
+    classes = torch.arange(len(data.classes), device=data.device)
+    targets = (data.labels_of(rows)[:, None] == classes).float()  # one_hot looks at the values and waits
+    return Batch(data.floats(rows), targets, rows, progress)
+
+
 class BatchTransform(Choice, ABC):
     """Changes a batch before the step: augmentation, mixing, adversarial perturbation.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +65,25 @@ def computing_in(precision: Precision, device: torch.device) -> AbstractContextM
     torch.bfloat16
     """
     return torch.autocast(device.type, dtype=torch.bfloat16) if is_bf16(precision, device) else nullcontext()
+
+
+@contextmanager
+def training_in(precision: Precision, module: nn.Module, device: torch.device) -> Iterator[None]:
+    """A context in which a module in train mode computes in that number format, whatever it was trained in.
+
+    >>> module = Classifier(nn.Flatten(), nn.Identity(), bf16=True)
+    >>> with training_in("fp32", module, torch.device("cpu")):
+    ...     module.bf16
+    False
+    """
+    if not isinstance(module, Classifier):  # somebody else's says itself what it computes in
+        yield
+        return
+    before, module.bf16 = module.bf16, is_bf16(precision, device)
+    try:
+        yield
+    finally:
+        module.bf16 = before
 
 
 def mean_and_std(data: ImageData) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from mithridate.core.models import last_linear
 
 
 @contextmanager
-def _mode(module: nn.Module, *, train: bool) -> Iterator[None]:
+def in_mode(module: nn.Module, *, train: bool) -> Iterator[None]:
     """Switches a module to train or eval mode, and back; in train mode it works on copies of its buffers.
 
     Copies, since writing the old values back into the buffers would break the backward pass of what was computed.
@@ -48,7 +48,7 @@ def features(module: nn.Module, images: Tensor) -> Tensor:
     caught: list[Tensor] = []
     handle = last_linear(module).register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
     try:
-        with _mode(module, train=False):
+        with in_mode(module, train=False):
             module(images)
     finally:
         handle.remove()
@@ -88,7 +88,7 @@ class Ensemble(Sequence[nn.Module]):
         """Returns logits [M, B, K] of images [B, C, H, W]; ``train`` uses batch statistics and leaves buffers alone."""
 
         def forward(member: nn.Module) -> Tensor:
-            with _mode(member, train=train):
+            with in_mode(member, train=train):
                 return member(images).float()
 
         return torch.stack(self.map(forward))
@@ -108,7 +108,7 @@ class Ensemble(Sequence[nn.Module]):
 
         def gradient(member: nn.Module) -> dict[str, Tensor]:
             parameters = trainable(member)
-            with _mode(member, train=False), torch.enable_grad():
+            with in_mode(member, train=False), torch.enable_grad():
                 loss = F.cross_entropy(member(images).float(), labels, reduction="sum")
             found = torch.autograd.grad(loss, list(parameters.values()), create_graph=graph)
             return dict(zip(parameters, found, strict=True))

@@ -66,6 +66,19 @@ def cosine_slope(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, list
     return value, list(torch._foreach_div(torch._foreach_sub(unit_b, torch._foreach_mul(unit_a, value)), length_a))
 
 
+def squared_error_slope(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Returns the squared distance of ``a`` and ``b`` relative to the length of ``b``, |a - b|^2 / 2 |b|^2, and its
+    derivative with respect to ``a``.
+
+    >>> squared_error_slope([torch.tensor([3.0])], [torch.tensor([1.0])])
+    (tensor(2.), [tensor([2.])])
+    """
+    length = torch.stack(torch._foreach_norm(list(b))).norm().clamp_min(1e-12).square()
+    apart = torch._foreach_sub(list(a), list(b))
+    value = torch.stack(torch._foreach_norm(apart)).norm().square() / (2 * length)
+    return value, list(torch._foreach_div(apart, length))
+
+
 def _unit(a: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Returns the length [] of a gradient and the gradient over its length; zeros where it is zero."""
     parts = list(a)

@@ -19,6 +19,7 @@ from mithridate.core.data import ImageData
 from mithridate.core.ensemble import Ensemble
 from mithridate.core.progress import track
 from mithridate.core.schema import resolve
+from mithridate.core.states import TrainingState
 from mithridate.core.training import Fitted, Learner, Predictor, Recipe, Watch, predictor_of
 
 COMPARED = 8
@@ -79,6 +80,11 @@ class Mixed(Learner):
     def dealt(self, members: int) -> list[Recipe]:
         """Returns the recipe of each of so many members."""
         return [self.recipes[member % len(self.recipes)] for member in range(members)]
+
+    def begin(self, datasets: Sequence[ImageData], seeds: Sequence[int]) -> list[TrainingState]:
+        """Begins one training for each data set and seed, dealt to the recipes as in a fit."""
+        pairs = zip(datasets, seeds, strict=True)
+        return [recipe.start(*pair) for recipe, pair in zip(self.dealt(len(seeds)), pairs, strict=True)]
 
     def fit(
         self,

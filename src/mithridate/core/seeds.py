@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -29,3 +31,22 @@ def stream(seed: int, *names: str | int) -> torch.Generator:
     True
     """
     return torch.Generator().manual_seed(derive(seed, *names))
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seeds torch's global generators, which dropout and the like draw from; the old state comes back.
+
+    >>> with seeded(torch.device("cpu"), 3):
+    ...     first = torch.rand(1)
+    >>> with seeded(torch.device("cpu"), 3):
+    ...     first == torch.rand(1)
+    tensor([True])
+    """
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

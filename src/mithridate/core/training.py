@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mithridate.core import models
-from mithridate.core.batch import Batch, BatchTransform, GradientRule, RowRule, Sampler
+from mithridate.core.batch import BatchTransform, GradientRule, RowRule, Sampler
 from mithridate.core.classifier import Classifier, Precision, is_bf16, load_weights, mean_and_std
 from mithridate.core.data import ImageData
-from mithridate.core.ensemble import Ensemble, features
-from mithridate.core.gradient_rules import Mean, trainable
+from mithridate.core.ensemble import Ensemble
+from mithridate.core.gradient_rules import Mean
 from mithridate.core.guarantees import Guarantee
-from mithridate.core.heads import fit_head
 from mithridate.core.members import side_by_side
-from mithridate.core.memory import in_chunks, out_of_memory
 from mithridate.core.progress import track
 from mithridate.core.sampling import Shuffled
 from mithridate.core.schedules import Schedule, StepDecay
-from mithridate.core.schema import Choice
-from mithridate.core.seeds import derive, stream
-from mithridate.core.transforms import Flip, Shift, transformed
-
-EVALUATION_BATCH = 250
-"""Images in one forward pass: on a CPU, 1,000 take up to 1.7 times as long, since what a layer leaves must stay in the
-cache; the answers have the same bits."""
+from mithridate.core.schema import Choice, name_of
+from mithridate.core.states import Member, Stage, TrainingState, stages
+from mithridate.core.transforms import Flip, Shift
 
 
 class Prediction(NamedTuple):
@@ -90,6 +81,25 @@ class Learner(Choice, ABC):
     ) -> Fitted:
         """Trains one model for each data set and seed; sees neither test data nor targets nor what is poisoned."""
 
+    def begin(self, datasets: Sequence[ImageData], seeds: Sequence[int]) -> list[TrainingState]:
+        """Begins one training for each data set and seed; the caller advances them.
+
+        Raises:
+            TypeError: The learner trains with code of its own, which nobody else can advance.
+        """
+        raise TypeError(
+            f"{name_of(self)} trains with code of its own, so nobody can follow its training step by step; give a "
+            "Recipe as learner or as surrogate"
+        )
+
+    def follow(self, datasets: Sequence[ImageData], seeds: Sequence[int]) -> list[Iterator[Stage]]:
+        """Follows one training for each data set and seed from epoch to epoch, then again from new weights, endlessly.
+
+        Raises:
+            TypeError: As `begin`.
+        """
+        return [stages(state) for state in self.begin(datasets, seeds)]
+
 
 class Wrapper(Learner):
     """A learner around another one, whose recipe is that of the one inside."""
@@ -101,6 +111,14 @@ class Wrapper(Learner):
     def recipe(self) -> Recipe | None:
         """The innermost recipe."""
         return self.learner.recipe
+
+    def begin(self, datasets: Sequence[ImageData], seeds: Sequence[int]) -> list[TrainingState]:
+        """Begins trainings of what is inside: a wrapper comes after training, and a vote or a filter is no model."""
+        return self.learner.begin(datasets, seeds)
+
+    def follow(self, datasets: Sequence[ImageData], seeds: Sequence[int]) -> list[Iterator[Stage]]:
+        """Follows trainings of what is inside."""
+        return self.learner.follow(datasets, seeds)
 
     @property
     def innermost(self) -> Learner:
@@ -190,6 +208,10 @@ class Recipe(Learner):
             load_weights(module, self.start_from, fresh_head=self.fresh_head or self.trainable == "head")
         return module.to(data.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
+    def begin(self, datasets: Sequence[ImageData], seeds: Sequence[int]) -> list[TrainingState]:
+        """Begins one training for each data set and seed."""
+        return [self.start(data, seed) for data, seed in zip(datasets, seeds, strict=True)]
+
     def start(self, data: ImageData, seed: int) -> TrainingState:
         """Begins training; the caller advances it."""
         return TrainingState(self, data, seed)
@@ -222,14 +244,17 @@ class Recipe(Learner):
         losses = [one.losses for one in trained]
         return self.fitted([one.module for one in trained], {"loss": losses}, [one.kept for one in trained])
 
-    def _in_turn(self, jobs: Sequence[_Job], watch: Watch | None) -> list[_Member]:
-        trained: dict[int, _Member] = {}
+    def _in_turn(self, jobs: Sequence[_Job], watch: Watch | None) -> list[Member]:
+        trained: list[Member] = []
+        state: TrainingState | None = None
         epochs = ((i, *each) for i, (_, data, seed) in enumerate(jobs) for each in enumerate(self.states(data, seed)))
-        for i, epoch, state in track(epochs, "training", total=len(jobs) * max(1, self.epochs)):
-            trained[i] = state.member()
+        for i, epoch, now in track(epochs, "training", total=len(jobs) * max(1, self.epochs)):
+            if state is not None and state is not now:
+                trained.append(state.member())  # at its end, not after each epoch: to read its losses is to wait
+            state = now
             if watch is not None:
-                watch(i, epoch, predictor_of(Ensemble([trained[i].module])))
-        return list(trained.values())
+                watch(i, epoch, predictor_of(Ensemble([state.module.eval()])))
+        return trained if state is None else [*trained, state.member()]
 
     def fitted(self, modules: Sequence[nn.Module], history: dict[str, list], kept: list[Tensor | None]) -> Fitted:
         """Wraps trained modules."""
@@ -240,134 +265,11 @@ class Recipe(Learner):
         return self.trainable == "head" and not self.transforms and isinstance(self.gradient, Mean)
 
 
-class _Member(NamedTuple):
-    """One trained model."""
-
-    module: nn.Module
-    losses: list[float]
-    kept: Tensor | None
-    """Row ids left by a row rule; None: there is none."""
-
-
 _Job = tuple[Recipe, ImageData, int]
 
 
-def _trained(job: _Job) -> _Member:
+def _trained(job: _Job) -> Member:
     """Trains one member, in this process or another."""
     recipe, data, seed = job
     *_, state = recipe.states(data, seed)
     return state.member()
-
-
-class TrainingState:
-    """One model in training: module, optimiser, and the random streams of this member alone."""
-
-    def __init__(self, recipe: Recipe, data: ImageData, seed: int) -> None:
-        self.recipe, self.data = recipe, data
-        self.restart(seed)
-
-    def restart(self, seed: int) -> None:
-        """Forgets everything and starts again from a seed."""
-        self.seed, self.epoch, self.steps, self.losses = seed, 0, 0, []
-        self._before = 0  # steps of the epochs that are over
-        self.rows = self.data.ids
-        self.module = self.recipe.module(self.data, seed)
-        if self.recipe.trainable == "head":
-            self.module.requires_grad_(False)
-            models.last_linear(self.module).requires_grad_(True)
-        self._random = {name: stream(seed, name) for name in ("batches", "transforms", "gradient", "rows")}
-        recipe = self.recipe
-        self._trained = trainable(self.module)
-        self.optimizer = torch.optim.SGD(
-            list(self._trained.values()),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov and recipe.momentum > 0,
-            weight_decay=recipe.weight_decay,
-            foreach=True,
-        )
-
-    @property
-    def progress(self) -> float:
-        """Share of the training done, 0..1."""
-        per_epoch = self.recipe.sampler.batches(len(self.rows), self.recipe.batch_size)
-        done = self.epoch * per_epoch + self.steps - self._before  # as if all epochs had been as long as this one
-        return done / max(1, per_epoch * self.recipe.epochs)
-
-    def batches(self) -> Iterator[Batch]:
-        """Yields the untransformed batches of one epoch."""
-        classes = torch.arange(len(self.data.classes), device=self.data.device)
-        for rows in self.recipe.sampler(self.rows, self.recipe.batch_size, self._random["batches"]):
-            targets = (self.data.labels_of(rows)[:, None] == classes).float()  # one_hot looks at the values and waits
-            yield Batch(self.data.floats(rows), targets, rows, self.progress)
-
-    def advance(self, batch: Batch) -> Tensor:
-        """Transforms a batch and takes one step; returns the mean loss []."""
-        recipe, random = self.recipe, self._random
-        self.module.train(recipe.trainable == "all")
-        with _random_state(self.data.device, derive(self.seed, "dropout", self.steps)):
-            batch = transformed(batch, recipe.transforms, self.module, random["transforms"])
-            gradients, loss = recipe.gradient(self.module, batch, random["gradient"])
-        for name, parameter in self._trained.items():
-            parameter.grad = gradients[name]
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * recipe.schedule(batch.progress)
-        self.optimizer.step()
-        self.steps += 1
-        return loss
-
-    def run_epoch(self) -> None:
-        """Trains for one epoch; a row rule then drops rows for the epochs to come.
-
-        Raises:
-            MemoryError: one batch does not fit into memory.
-        """
-        try:
-            # Summed, not collected: small tensors kept between the large ones that each step frees hold their pages.
-            total = torch.zeros((), dtype=torch.float64, device=self.data.device)
-            for batch in self.batches():
-                total += self.advance(batch)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            size = self.recipe.batch_size  # smaller pieces of a batch would have other BatchNorm statistics
-            raise MemoryError(f"out of memory in training with batch_size {size}; use a smaller one") from error
-        self.losses.append(float(total) / (self.steps - self._before))
-        self.epoch, self._before = self.epoch + 1, self.steps
-        if not self.losses[-1] < float("inf"):
-            warnings.warn(
-                f"training diverged in epoch {self.epoch} (loss {self.losses[-1]}); lower learning_rate "
-                f"from {self.recipe.learning_rate}",
-                stacklevel=2,
-            )
-        rule, share = self.recipe.row_rule, self.epoch / max(1, self.recipe.epochs)
-        if rule is not None and share < 1:
-            self.rows = rule(share, self.module, self.data.select(self.rows), self._random["rows"])
-
-    def member(self) -> _Member:
-        """Returns what training has come to, the module in eval mode."""
-        return _Member(self.module.eval(), self.losses, self.rows if self.recipe.row_rule else None)
-
-    def solve_head(self) -> None:
-        """Trains a fresh last Linear on the frozen features, to convergence."""
-        with torch.no_grad():
-            found = in_chunks(
-                lambda rows: features(self.module, self.data.floats(rows)), self.data.ids, EVALUATION_BATCH
-            )
-        targets = F.one_hot(self.data.labels_of(self.data.ids), len(self.data.classes))
-        head = models.last_linear(self.module)
-        solved, loss = fit_head(found, targets, head, self.recipe.weight_decay)
-        head.load_state_dict(solved.state_dict())
-        self.epoch, self.losses = self.recipe.epochs, [loss]
-
-
-@contextmanager
-def _random_state(device: torch.device, seed: int) -> Iterator[None]:
-    """Seeds torch's global generators, which dropout and the like draw from, for one step; the old state comes back."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
-        if on_gpu:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,14 +11,17 @@ from torch import Tensor
 
 from mithridate.core.schema import Choice
 
+DROPS = (3 / 8, 5 / 8, 7 / 8)
+"""Shares of the way at which the field's usual schedule divides the step by 10."""
 
-def step_decay(progress: float) -> float:
-    """Returns the factor of the field's three-step schedule: x 0.1 at 3/8, 5/8 and 7/8 of the way.
+
+def step_decay(progress: float, drops: Sequence[float] = DROPS) -> float:
+    """Returns the factor of a schedule that falls by 10 at these shares of the way.
 
     >>> [round(step_decay(p), 4) for p in (0.0, 0.375, 0.7, 0.9)]
     [1.0, 0.1, 0.01, 0.001]
     """
-    return 0.1 ** sum(progress >= share for share in (3 / 8, 5 / 8, 7 / 8))
+    return 0.1 ** sum(progress >= share for share in drops)
 
 
 def _per_image(numbers: Tensor, params: Tensor) -> Tensor:
@@ -68,7 +72,7 @@ class _AdamStepper(Stepper):
         self.count += 1
         self.mean.mul_(first).add_(gradient, alpha=1 - first)  # in place: a search keeps as few copies as it can
         self.square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        lr = self.update.lr * (step_decay(progress) if self.update.decay else 1)
+        lr = self.update.lr * (step_decay(progress, self.update.drops) if self.update.decay else 1)
         spread = self.square.div(1 - second**self.count).sqrt_().add_(1e-8)
         return params.addcdiv(self.mean, spread, value=-lr / (1 - first**self.count))
 
@@ -96,7 +100,9 @@ class SignedAdam(Update):
     betas: tuple[float, float] = (0.9, 0.999)
     """Averaging of the gradient and of its square."""
     decay: bool = True
-    """Whether the step falls by 10 at 3/8, 5/8 and 7/8 of the steps."""
+    """Whether the step falls by 10 at each of `drops`."""
+    drops: tuple[float, ...] = DROPS
+    """Shares of the steps: 3/8, 5/8, 7/8."""
 
     def begin(self, base: Tensor, rng: torch.Generator) -> Stepper:
         return _AdamStepper(self, signed=True)
@@ -117,7 +123,9 @@ class Adam(Update):
     betas: tuple[float, float] = (0.9, 0.999)
     """Averaging of the gradient and of its square."""
     decay: bool = False
-    """Whether the step falls by 10 at 3/8, 5/8 and 7/8 of the steps."""
+    """Whether the step falls by 10 at each of `drops`."""
+    drops: tuple[float, ...] = DROPS
+    """Shares of the steps: 3/8, 5/8, 7/8."""
 
     def begin(self, base: Tensor, rng: torch.Generator) -> Stepper:
         return _AdamStepper(self, signed=False)

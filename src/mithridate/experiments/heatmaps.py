@@ -98,11 +98,13 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class TransferGrid:
-    """Surrogates down, victims across, for one attack in one place."""
+    """Surrogates down, victims across, for one attack; victims of one scenario stand together."""
 
     title: str
-    victims: list[str]
+    scenarios: list[tuple[str, list[str]]]
+    """Each scenario with its victims."""
     lines: list[tuple[str, list[Slot]]]
+    """Each surrogate with one slot per victim of each scenario."""
 
 
 def anchors(rows: Sequence[Row]) -> dict[int, str]:
@@ -194,27 +196,33 @@ def _accuracy(rows: Sequence[Row]) -> Accuracy | None:
 
 
 def transfer_grids(rows: Sequence[Row]) -> list[TransferGrid]:
-    """Surrogate against victim, where an attack met more than one of either."""
+    """Surrogate against victim by scenario, where an attack met more than one architecture of either."""
     named = anchors(rows)
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if not row.control and row.success.n:
-            key = (row.scenario, row.data, row.defense, str(row.adaptive))
+            key = (row.data, row.defense, str(row.adaptive))
             key += (canonical(row.settings["attack"]), canonical(row.settings["threat"]))
             groups.setdefault(key, []).append(row)
-    made = [_transfer(found, named) for found in groups.values()]
-    return [grid for grid in made if len(grid.victims) * len(grid.lines) > 1]
+    several = [g for g in groups.values() if len({row.surrogate for row in g}) > 1 or len({row.model for row in g}) > 1]
+    return [_transfer(found, named) for found in several]
 
 
 def _transfer(found: Sequence[Row], named: dict[int, str]) -> TransferGrid:
     first = found[0]
     defended = f" with {first.defense}" if first.defense != "none" else ""
     adapting = ", adaptive" if first.adaptive and defended else ""
-    name = first.attack.partition(" via ")[0]
-    title = f"{name}{defended}{adapting}: {first.scenario}, {first.data}, {first.budget}"
-    victims = sorted({row.model for row in found})
+    places = list(dict.fromkeys(row.scenario for row in found))
+    scenarios = [(place, sorted({row.model for row in found if row.scenario == place})) for place in places]
+    where = f"{places[0]}, " if len(places) == 1 else ""
+    title = f"{first.attack.partition(' via ')[0]}{defended}{adapting}: {where}{first.data}, {first.budget}"
     lines = []
     for surrogate in sorted({row.surrogate for row in found}):
         own = [row for row in found if row.surrogate == surrogate]
-        lines.append((surrogate, [Slot(_boxes((r for r in own if r.model == v), named)) for v in victims]))
-    return TransferGrid(title, victims, lines)
+        slots = [
+            Slot(_boxes((row for row in own if (row.scenario, row.model) == (place, victim)), named))
+            for place, victims in scenarios
+            for victim in victims
+        ]
+        lines.append((surrogate, slots))
+    return TransferGrid(title, scenarios, lines)

@@ -11,7 +11,6 @@ from mithridate.core.schema import name_of, nearest
 from mithridate.core.training import Learner, Recipe
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.attacks.badnets import BadNets
-from mithridate.poisoning.attacks.poison_frogs import PoisonFrogs
 from mithridate.poisoning.threat import ThreatModel
 
 
@@ -127,7 +126,7 @@ def scenario(name: str, learner: Learner, surrogate: Learner | None = None) -> S
     if name not in SCENARIOS:
         raise ValueError(f"no scenario is called {name!r}; {nearest(name, SCENARIOS)}")
     train = TRAINING[name.removesuffix(GREY).removesuffix(BLACK)]
-    found, theirs = train(learner), None if surrogate is None else train(surrogate).learner
+    found, theirs = train(learner), None if surrogate is None else _trained(train, surrogate)
     found = found._replace(surrogate=theirs)
     if not name.endswith((GREY, BLACK)):
         return found
@@ -139,6 +138,13 @@ def scenario(name: str, learner: Learner, surrogate: Learner | None = None) -> S
     if name.endswith(GREY):
         return found._replace(knows_features=False)
     return found._replace(surrogate=theirs or another_architecture(found.learner), knows_features=False)
+
+
+def _trained(train: Callable[[Learner], Scenario], surrogate: Learner) -> Learner:
+    """What the attacker trains in a scenario; each recipe of a mixture as it would be alone."""
+    if isinstance(surrogate, Mixed):
+        return Mixed(tuple(train(recipe).learner for recipe in surrogate.recipes))  # type: ignore[arg-type]
+    return train(surrogate).learner
 
 
 def another_architecture(learner: Learner) -> Recipe:
@@ -156,19 +162,19 @@ def another_architecture(learner: Learner) -> Recipe:
 
 
 def home_scenario(attack: Attack, learner: Learner | None = None) -> str:
-    """Returns the scenario that an attack's paper is about: feature collision is about fixed features.
+    """Returns the scenario that an attack's paper is about: attacks on features are about fixed ones.
 
     A learner with given weights is fine-tuned, unless it trains a head; one with code of its own starts from scratch.
 
-    >>> from mithridate import WitchesBrew
+    >>> from mithridate import PoisonFrogs, WitchesBrew
     >>> home_scenario(PoisonFrogs()), home_scenario(WitchesBrew())
     ('transfer', 'from-scratch')
     """
     recipe = None if learner is None else learner.recipe
     if recipe is not None and recipe.start_from is not None:
-        return "transfer" if recipe.trainable == "head" or isinstance(attack, PoisonFrogs) else "fine-tuning"
+        return "transfer" if recipe.trainable == "head" or attack.habitat == "transfer" else "fine-tuning"
     able = learner is None or isinstance(learner, Recipe)
-    return "transfer" if isinstance(attack, PoisonFrogs) and able else "from-scratch"
+    return attack.habitat if able else "from-scratch"
 
 
 def at_home(attack: Attack, learner: Learner) -> Scenario:

@@ -1,9 +1,10 @@
 """A results folder: work is paid once, finished work is never lost, two workers never do the same thing twice.
 
-Three stages are addressed by content and shared by all trials of a folder::
+Four stages are addressed by content and shared by all trials of a folder::
 
     study.json        schema, data fingerprints, versions, command
     fits/<id>/        weights.safetensors, fit.json
+    courses/<id>/     epochs.safetensors, course.json
     poisons/<id>/     manifest.json, poison.safetensors
     trials/<id>/      trial.json, result.json (written last: it exists = the trial is done) or error.json
 
@@ -21,7 +22,7 @@ import shutil
 import uuid
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,12 +40,14 @@ from mithridate.core.members import side_by_side
 from mithridate.core.progress import track
 from mithridate.core.schema import SCHEMA, from_json, identity, resumable, to_json
 from mithridate.core.sources import DataSource
+from mithridate.core.states import Stage
 from mithridate.core.training import Fitted, Learner, Recipe, Watch, Wrapper
+from mithridate.experiments import courses
 from mithridate.experiments.files import digest, making, read_json, write_json
 from mithridate.experiments.recall import Member, Memory, remembering
 from mithridate.poisoning.poison import Poison
 
-STAGES = ("fits", "poisons", "trials")
+STAGES = ("fits", "courses", "poisons", "trials")
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 """What reading a damaged file can raise."""
 WEIGHTS = "weights.safetensors"
@@ -170,6 +173,10 @@ class Store:
             return Member(fit.id, module, notes["history"], kept)
         except UNREADABLE as error:
             raise ValueError(f"{folder} is damaged ({error}); delete it, and the next run trains it again") from error
+
+    def course_folder(self, course: str) -> Path:
+        """Returns the folder of a training that is kept epoch by epoch."""
+        return self.folder / "courses" / course
 
     # poisons
 
@@ -300,6 +307,18 @@ class Stored(Wrapper):
         history = {name: [m.history[name] for m in members] for name in members[0].history} if members else {}
         models = Ensemble([m.module.eval() for m in members])
         return Fitted(models, remembering(members, self.store.predictions), history, [m.kept for m in members])
+
+    def follow(self, datasets: Sequence[ImageData], seeds: Sequence[int]) -> list[Iterator[Stage]]:
+        """Follows one training per (data set, seed), each trained or read; one too large for that is trained anew."""
+        recipes = [part for part in _parts(self.learner, len(seeds)) or () if isinstance(part, Recipe)]
+        if not recipes:
+            return self.learner.follow(datasets, seeds)
+        members = list(zip(recipes, datasets, seeds, strict=True))
+        if not all(courses.course(self.store, *member).fits_on_disk() for member in members):
+            return self.learner.follow(datasets, seeds)
+        for member in members:
+            courses.course(self.store, *member).keep(wait=False)  # first what no other worker is making
+        return [courses.stages(self.store, *member) for member in members]
 
     def _train(self, fits: list[Fit], *, wait: bool) -> None:
         keep = functools.partial(self.store.keep_fit, wait=wait)

@@ -18,6 +18,7 @@ from mithridate.core.learners import Mixed
 from mithridate.core.schema import name_of, resumable, to_json
 from mithridate.core.seeds import derive, stream
 from mithridate.core.sources import DataSource
+from mithridate.core.states import Stage, TrainingState
 from mithridate.core.training import Fitted, Learner, Recipe, Watch, Wrapper
 from mithridate.experiments.facts import (
     TrialResult,
@@ -335,8 +336,25 @@ class Surrogates(Wrapper):
     ) -> Fitted:
         """Trains surrogates; the time counts as theirs."""
         with self.clock("surrogates"):
-            derived = [derive(self.seed, "surrogate", seed) for seed in seeds]
-            return self.learner.fit(datasets, derived, trusted=trusted, watch=watch)
+            return self.learner.fit(datasets, self._derived(seeds), trusted=trusted, watch=watch)
+
+    def begin(self, datasets: Sequence[ImageData], seeds: Sequence[int]) -> list[TrainingState]:
+        """Begins trainings of surrogates."""
+        return self.learner.begin(datasets, self._derived(seeds))
+
+    def follow(self, datasets: Sequence[ImageData], seeds: Sequence[int]) -> list[Iterator[Stage]]:
+        """Follows trainings of surrogates; the time they take counts as theirs."""
+        with self.clock("surrogates"):
+            return [self._timed(course) for course in self.learner.follow(datasets, self._derived(seeds))]
+
+    def _timed(self, course: Iterator[Stage]) -> Iterator[Stage]:
+        while True:
+            with self.clock("surrogates"):
+                stage = next(course)
+            yield stage
+
+    def _derived(self, seeds: Sequence[int]) -> list[int]:
+        return [derive(self.seed, "surrogate", seed) for seed in seeds]
 
 
 def surrogate_of(trial: Trial, learner: Learner, store: Store, clock: Clock | None = None) -> Surrogates:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -24,6 +24,8 @@ class Attack(Choice, ABC):
     home: ClassVar[str] = "mithridate.poisoning.attacks"
     threat: ClassVar[ThreatModel] = ThreatModel()
     """What its paper assumes: the default of audit, CLI and contract tests."""
+    habitat: ClassVar[Literal["from-scratch", "transfer"]] = "from-scratch"
+    """How the victims of its paper train; an audit puts it there unless told otherwise."""
     deterministic: ClassVar[bool] = False
     """Whether the poison does not depend on the seed."""
 

@@ -18,17 +18,8 @@ from mithridate.core.learners import Mixed
 from mithridate.core.memory import in_chunks
 from mithridate.core.schema import Choice, name_of
 from mithridate.core.seeds import derive
-from mithridate.core.training import (
-    EVALUATION_BATCH,
-    Fitted,
-    Learner,
-    Prediction,
-    Predictor,
-    Recipe,
-    Watch,
-    Wrapper,
-    predictor_of,
-)
+from mithridate.core.states import EVALUATION_BATCH
+from mithridate.core.training import Fitted, Learner, Prediction, Predictor, Recipe, Watch, Wrapper, predictor_of
 from mithridate.poisoning.voting import Voting
 
 Kind = Literal["transform", "gradient rule", "sampler", "row rule", "filter", "vote", "purification", "guard"]

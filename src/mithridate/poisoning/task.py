@@ -14,7 +14,8 @@ from mithridate.core.data import ImageData
 from mithridate.core.memory import shrinking
 from mithridate.core.schema import name_of
 from mithridate.core.seeds import stream
-from mithridate.core.training import EVALUATION_BATCH, Fitted, Prediction, Predictor, Watch
+from mithridate.core.states import EVALUATION_BATCH
+from mithridate.core.training import Fitted, Prediction, Predictor, Watch
 from mithridate.poisoning.goals import Goal
 from mithridate.poisoning.poison import Poison
 from mithridate.poisoning.triggers import Trigger

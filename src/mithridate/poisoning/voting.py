@@ -15,7 +15,8 @@ from mithridate.core.ensemble import Ensemble
 from mithridate.core.guarantees import Guarantee
 from mithridate.core.learners import Mixed
 from mithridate.core.seeds import derive
-from mithridate.core.training import EVALUATION_BATCH, Fitted, Learner, Prediction, Predictor, Watch, Wrapper
+from mithridate.core.states import EVALUATION_BATCH
+from mithridate.core.training import Fitted, Learner, Prediction, Predictor, Watch, Wrapper
 
 
 @dataclasses.dataclass(frozen=True)

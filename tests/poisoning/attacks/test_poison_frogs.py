@@ -119,7 +119,7 @@ def test_each_surrogate_weighs_the_base_by_its_own_number_of_features() -> None:
 def test_errors_say_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"watermark is 30.*0\.3 for 30 %"):
         PoisonFrogs(watermark=30)
-    with pytest.raises(TypeError, match="needs the goal misclassify"):
+    with pytest.raises(TypeError, match="serves the goal misclassify"):
         PoisonFrogs().craft(case(goal=Backdoor()), LEARNER, seed=0)
 
     def no_linear(classes: int) -> nn.Module:

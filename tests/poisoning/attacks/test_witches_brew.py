@@ -33,11 +33,12 @@ def goal_gradient(network: nn.Module, images: Tensor, labels: Tensor) -> list[Te
     return list(torch.autograd.grad(F.cross_entropy(network(images), labels), list(network.parameters())))
 
 
-def matching(network: nn.Module, poisons: int, *, transforms=(), micro_batch: int = 128) -> _Matching:
+def matching(network: nn.Module, poisons: int, *, transforms=(), **settings) -> _Matching:
     target = torch.rand(1, 2, 6, 6, generator=stream(1, "target"), dtype=torch.float64)
     goal = goal_gradient(network, target, torch.tensor([2]))
     labels = F.one_hot(torch.arange(poisons) % CLASSES, CLASSES).double()
-    return _Matching(network, goal, labels, target[:0], transforms, False, micro_batch)
+    attack = WitchesBrew(precision="fp32", **settings)
+    return _Matching(attack, network, goal, 1, labels, target[:0], transforms)
 
 
 def images_of(poisons: int) -> Tensor:
@@ -94,10 +95,40 @@ def test_the_target_itself_with_the_intended_label_matches_perfectly() -> None:
     network = smooth_network()
     target = torch.rand(1, 2, 6, 6, generator=stream(1, "target"), dtype=torch.float64)
     labels = F.one_hot(torch.tensor([2]), CLASSES).double()
-    objective = _Matching(
-        network, goal_gradient(network, target, torch.tensor([2])), labels, target[:0], (), False, 128
+    goal = goal_gradient(network, target, torch.tensor([2]))
+    for loss in ("cosine", "squared-error"):
+        objective = _Matching(WitchesBrew(precision="fp32", loss=loss), network, goal, 1, labels, target[:0], ())
+        assert float(objective(target, stream(0, "x"))[0]) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("micro_batch", [2, 128])
+def test_squared_error_is_that_of_the_mean_gradients(micro_batch: int) -> None:
+    network, images = smooth_network(), images_of(5)
+    targets = torch.rand(3, 2, 6, 6, generator=stream(1, "target"), dtype=torch.float64)
+    intended, own = torch.tensor([2, 2, 2]), torch.arange(5) % CLASSES
+    summed = torch.autograd.grad(
+        F.cross_entropy(network(targets), intended, reduction="sum"), list(network.parameters())
     )
-    assert float(objective(target, stream(0, "x"))[0]) == pytest.approx(0, abs=1e-12)
+    attack = WitchesBrew(precision="fp32", loss="squared-error", micro_batch=micro_batch)
+    objective = _Matching(attack, network, list(summed), len(targets), F.one_hot(own, CLASSES).double(), images[:0], ())
+    value, gradient = objective(images, stream(0, "x"))
+    leaf = images.clone().requires_grad_()
+    ours = torch.autograd.grad(F.cross_entropy(network(leaf), own), list(network.parameters()), create_graph=True)
+    theirs = goal_gradient(network, targets, intended)
+    a, b = (torch.cat([part.flatten() for part in parts]) for parts in (ours, theirs))
+    expected = (a - b).square().sum() / (2 * b.square().sum())
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, leaf)[0], rtol=1e-7, atol=1e-12)
+
+
+def test_squared_error_falls_in_a_search() -> None:
+    train, test = three_classes()
+    task = ThreatModel(budget=0.1, ball=Linf(eps=32 / 255)).draw(train, test, 0)
+    found = [
+        WitchesBrew(steps=steps, surrogates=1, loss="squared-error", augment=False).craft(task, quick(epochs=2), 0)
+        for steps in (0, 40)
+    ]
+    assert found[1].notes["matching_loss"] < 0.9 * found[0].notes["matching_loss"]
 
 
 def test_running_out_of_memory_halves_the_micro_batch_says_so_and_changes_nothing(
@@ -201,5 +232,5 @@ def test_bfloat16_stays_close_to_float32() -> None:
 def test_a_backdoor_is_refused_with_the_reason() -> None:
     train, test = three_classes()
     task = ThreatModel(goal=Backdoor()).draw(train, test, seed=0)
-    with pytest.raises(TypeError, match="needs the goal misclassify"):
+    with pytest.raises(TypeError, match="serves the goal misclassify"):
         WitchesBrew().craft(task, quick(), 0)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mithridate.core.data import ImageData
 from mithridate.core.seeds import stream
-from mithridate.core.training import EVALUATION_BATCH, Prediction, Predictor
+from mithridate.core.states import EVALUATION_BATCH
+from mithridate.core.training import Prediction, Predictor
 from mithridate.poisoning.defenses.strip import Strip, mean_entropy, shares_of
 from mithridate.poisoning.voting import Voting
 from tests.poisoning.cases import NearestMean, quick, three_classes

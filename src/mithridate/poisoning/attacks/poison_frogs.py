@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from statistics import fmean
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +15,8 @@ from mithridate.core.perturbation import by_autograd, minimise
 from mithridate.core.seeds import stream
 from mithridate.core.training import Learner
 from mithridate.core.updates import ForwardBackward
-from mithridate.poisoning.attack import Attack, rows_of_intended_class
+from mithridate.poisoning.attack import Attack, expect_goal, rows_of_intended_class
+from mithridate.poisoning.dealing import deal
 from mithridate.poisoning.poison import Poison
 from mithridate.poisoning.threat import Misclassify, Task, ThreatModel
 
@@ -26,7 +26,8 @@ class PoisonFrogs(Attack):
     """Collide with the target in feature space while staying close to a base image of the intended class.
 
     In the ball ``any-image`` this is the paper's forward-backward splitting with its penalty; in any other ball the
-    projection onto the ball takes the place of the penalty. One poison or many, each from its own base. A collision
+    projection onto the ball takes the place of the penalty. One poison or many, each from its own base; against victims
+    that train all weights the paper uses some 50 of them, with a watermark: ``PoisonFrogs(watermark=0.3)``. A collision
     gives the target the label that the poison carries, so bases are images of the intended class whatever else the
     threat model allows.
 
@@ -42,6 +43,7 @@ class PoisonFrogs(Attack):
     """
 
     threat: ClassVar[ThreatModel] = ThreatModel(budget=0.0001, ball=AnyImage(), goal=Misclassify())
+    habitat: ClassVar[Literal["from-scratch", "transfer"]] = "transfer"
 
     steps: int = 1000
     """Forward-backward steps."""
@@ -67,18 +69,11 @@ class PoisonFrogs(Attack):
         Raises:
             TypeError: the goal is not to misclassify given targets, or no image of the intended class may change.
         """
-        if not isinstance(task.goal, Misclassify):
-            raise TypeError(f"poison-frogs moves given targets, so it needs the goal misclassify, not {task.goal}")
+        expect_goal(self, task, Misclassify)
         rows = rows_of_intended_class(self, task, seed)
-        if len(rows) < len(task.targets):
-            warnings.warn(
-                f"{len(rows)} poisons for {len(task.targets)} targets: each poison collides with one target, so some "
-                "targets get none; use a larger budget or fewer targets",
-                stacklevel=2,
-            )
         models = surrogate.fit([task.train] * self.surrogates, range(self.surrogates)).models
         base = task.images(rows)
-        turn = torch.arange(len(rows), device=base.device) % len(task.targets)
+        turn = deal(task, len(rows))
 
         def features(images: Tensor) -> list[Tensor]:
             with computing_in(self.precision, images.device):

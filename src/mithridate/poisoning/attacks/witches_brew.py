@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,14 @@ from mithridate.core.batch import Batch, BatchTransform
 from mithridate.core.classifier import Precision, computing_in
 from mithridate.core.data import ImageData
 from mithridate.core.gradient_rules import trainable
-from mithridate.core.gradients import cosine_slope
+from mithridate.core.gradients import cosine_slope, squared_error_slope
 from mithridate.core.memory import shrinking
 from mithridate.core.perturbation import average, minimise
 from mithridate.core.seeds import stream
 from mithridate.core.training import Learner
 from mithridate.core.transforms import transformed
 from mithridate.core.updates import SignedAdam
-from mithridate.poisoning.attack import Attack
+from mithridate.poisoning.attack import Attack, expect_goal
 from mithridate.poisoning.poison import Poison
 from mithridate.poisoning.threat import Misclassify, Task, ThreatModel
 
@@ -51,6 +51,9 @@ class WitchesBrew(Attack):
     """Independent starts; the one with the lowest matching loss on its 8-bit pixels wins."""
     surrogates: int = 2
     """Clean models that stand in for the victim; their matching losses are averaged."""
+    loss: Literal["cosine", "squared-error"] = "cosine"
+    """What is small where gradients match: 1 - cosine; or, as in the paper's ablation, the squared distance of the mean
+    poison gradient and the target's, relative to the latter's length."""
     lr: float = 0.025
     """Step in pixels of [0, 1]; falls by 10 at 3/8, 5/8 and 7/8 of the steps."""
     augment: bool = True
@@ -61,13 +64,12 @@ class WitchesBrew(Attack):
     """Images per graph: bounds the memory; changes the random draws of the augmentation, never the objective."""
 
     def craft(self, task: Task, surrogate: Learner, seed: int) -> Poison:
-        """Crafts `task.limit` poisons; the note ``matching_loss`` is 1 - cosine on the 8-bit pixels.
+        """Crafts `task.limit` poisons; the note ``matching_loss`` is the loss on the 8-bit pixels.
 
         Raises:
             TypeError: the goal is not to misclassify given targets.
         """
-        if not isinstance(task.goal, Misclassify):
-            raise TypeError(f"witches-brew moves given targets, so it needs the goal misclassify, not {task.goal}")
+        expect_goal(self, task, Misclassify)
         models = surrogate.fit([task.train] * self.surrogates, range(self.surrogates)).models
         goals = models.gradients(task.targets, task.intended)
         rows = task.choose(seed)
@@ -76,7 +78,7 @@ class WitchesBrew(Attack):
         labels = F.one_hot(task.train.labels_of(torch.cat([rows, partners])), len(task.train.classes)).float()
         clean = task.train.floats(partners)
         objectives = [
-            _Matching(model, list(goal.values()), labels, clean, transforms, self.precision, self.micro_batch)
+            _Matching(self, model, list(goal.values()), len(task.targets), labels, clean, transforms)
             for model, goal in zip(models, goals, strict=True)
         ]
         found = minimise(
@@ -101,36 +103,37 @@ def _partners(train: ImageData, rows: Tensor, transforms: Sequence[BatchTransfor
 
 
 class _Matching:
-    """1 - cosine between the summed poison gradient and the target's gradient, for one model.
+    """How far the summed poison gradient is from the target's gradient, for one model.
 
     The objective depends on the poisons only through their summed parameter gradient. So where the poisons do not fit
-    into one graph, a first-order pass collects that sum, and the derivative of the cosine with respect to it turns each
+    into one graph, a first-order pass collects that sum, and the derivative of the loss with respect to it turns each
     micro-batch into one vector-Jacobian product: the exact objective in the memory of one micro-batch. Each micro-batch
     is augmented on its own, with the same draws in both passes.
 
     Args:
+        attack: whose settings hold.
         model: in eval mode.
-        goal: the target's gradient, one tensor per parameter.
+        goal: the gradient of the targets' summed loss, one tensor per parameter.
+        targets: how many there are.
         labels: [P + R, K] of the poisons and their clean partners.
         partners: [R, C, H, W] clean images, one per poison (R = P) or none, for augmentations that mix rows.
         transforms: the victim's augmentation.
-        precision: number format of the passes.
-        micro_batch: most images in one graph.
     """
 
     def __init__(
         self,
+        attack: WitchesBrew,
         model: nn.Module,
         goal: list[Tensor],
+        targets: int,
         labels: Tensor,
         partners: Tensor,
         transforms: Sequence[BatchTransform],
-        precision: Precision,
-        micro_batch: int,
     ) -> None:
-        self.model, self.goal, self.labels, self.partners = model, goal, labels, partners
-        self.transforms, self.size = transforms, micro_batch
-        self.precision: Precision = precision
+        self.model, self.labels, self.partners, self.transforms = model, labels, partners, transforms
+        self.attack, self.size = attack, attack.micro_batch
+        # As long as the poisons' summed gradient where the two means are equal; a cosine does not see the length.
+        self.goal = goal if attack.loss == "cosine" else list(torch._foreach_mul(goal, len(labels) / targets))
         self.parameters = list(trainable(model).values())
 
     def __call__(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -147,9 +150,9 @@ class _Matching:
         everything = torch.arange(len(images), device=images.device)
         gradients = self._gradients(images.requires_grad_(), everything, rng, graph=True)
         with torch.no_grad():
-            value, slope = cosine_slope(gradients, self.goal)
+            value, slope = self._mismatch(gradients)
         (towards,) = torch.autograd.grad(gradients, images, slope)
-        return 1 - value, towards.neg_()
+        return value, towards
 
     def _pieces(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         number = -(-len(self.labels) // self.size)
@@ -159,18 +162,25 @@ class _Matching:
         for part, seed in zip(parts, seeds, strict=True):
             draws = torch.Generator().manual_seed(seed)
             torch._foreach_add_(total, list(self._gradients(images[part], part, draws, graph=False)))
-        value, slope = cosine_slope(total, self.goal)
+        value, slope = self._mismatch(total)
         towards = torch.empty_like(images)
         for part, seed in zip(parts, seeds, strict=True):
             leaf, draws = images[part].requires_grad_(), torch.Generator().manual_seed(seed)
             towards[part] = torch.autograd.grad(self._gradients(leaf, part, draws, graph=True), leaf, slope)[0]
-        return 1 - value, towards.neg_()
+        return value, towards
+
+    def _mismatch(self, total: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Returns the loss [] of the summed poison gradient, and its derivative with respect to that."""
+        if self.attack.loss == "squared-error":
+            return squared_error_slope(total, self.goal)
+        value, slope = cosine_slope(total, self.goal)
+        return 1 - value, list(torch._foreach_neg(slope))
 
     def _gradients(self, images: Tensor, part: Tensor, rng: torch.Generator, *, graph: bool) -> tuple[Tensor, ...]:
         """Returns the parameter gradient of the summed loss of these poisons, number `part` of all, augmented."""
         with torch.enable_grad():
             batch = self._augmented(images, part, rng)
-            with computing_in(self.precision, images.device):
+            with computing_in(self.attack.precision, images.device):
                 logits = self.model(batch.images)
             loss = F.cross_entropy(logits.to(batch.targets.dtype), batch.targets, reduction="sum")
         return torch.autograd.grad(loss, self.parameters, create_graph=graph)

@@ -12,7 +12,8 @@ from torch import Tensor
 from mithridate.core.data import ImageData
 from mithridate.core.memory import in_chunks
 from mithridate.core.seeds import stream
-from mithridate.core.training import EVALUATION_BATCH, Learner, Predictor
+from mithridate.core.states import EVALUATION_BATCH
+from mithridate.core.training import Learner, Predictor
 from mithridate.poisoning.defense import Defense, Guarded, Kind, Rejection
 
 
