@@ -18,10 +18,13 @@ Nets". ICML 2019. arXiv 1905.05897. Aghakhani et al. "Bullseye Polytope". EuroS&
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mithridate as mi
-from mithridate.experiments.panels import Panel, plan_audit, plan_transfer
+from mithridate.experiments.panels import Panel, plan_audit
 from mithridate.experiments.presets import digits_recipe, small_recipe
 from mithridate.experiments.scenarios import GREY, scenario
+from mithridate.experiments.transfer import plan_transfer
 from studies.witches_brew import cell, cifar10
 
 META = mi.ThreatModel(budget=0.01, ball=mi.Recolor(eps=0.04) + mi.Linf(eps=8 / 255))
@@ -83,8 +86,8 @@ def packed() -> list[mi.Trial]:
     2 surrogates and 20 steps: as drawn, each step differentiates some thirty batches of every surrogate.
     """
     data, recipe = cifar10(per_class=500), small_recipe()
-    small = {"surrogates": 2, "steps": 20}
-    attacks = (mi.MetaPoison(**small), mi.MetaPoison(**small, batches="as-drawn"))
+    attack = mi.MetaPoison(surrogates=2, steps=20)
+    attacks = (attack, replace(attack, batches="as-drawn"))
     clean = cell(data, recipe, mi.NoAttack(), META, targets=1, victims=8)
     return clean + [trial for attack in attacks for trial in cell(data, recipe, attack, META, targets=1, victims=8)]
 
@@ -92,7 +95,7 @@ def packed() -> list[mi.Trial]:
 def grid() -> list[mi.Trial]:
     """Returns a transfer grid on digits: two surrogates and both, two victims, three scenarios; a CPU hour."""
     recipe = digits_recipe()
-    wide = mi.Recipe(**{**vars(recipe), "model": "convnet-wide"})
+    wide = replace(recipe, model="convnet-wide")
     panel = Panel(
         attack=mi.BullseyePolytope(steps=300),
         threat=mi.ThreatModel(budget=0.02, ball=mi.Linf(eps=64 / 255), poison_class="intended"),

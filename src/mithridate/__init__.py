@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # X as X: this package exports it
     from mithridate.experiments.store import Store as Store
     from mithridate.experiments.study import load_results as load_results, run_study as run_study
     from mithridate.experiments.table import table as table
+    from mithridate.experiments.transfer import transfer_grid as transfer_grid
     from mithridate.experiments.trial import Trial as Trial, run as run
     from mithridate.poisoning.attack import Attack as Attack
     from mithridate.poisoning.attacks.badnets import BadNets as BadNets
@@ -91,6 +92,7 @@ _HOME = {
     "experiments.store": ("Store",),
     "experiments.study": ("load_results", "run_study"),
     "experiments.table": ("table",),
+    "experiments.transfer": ("transfer_grid",),
     "experiments.trial": ("Trial", "run"),
     "poisoning.attack": ("Attack",),
     "poisoning.attacks.badnets": ("BadNets",),

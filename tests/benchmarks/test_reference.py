@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,8 +18,20 @@ from benchmarks.reference.matching import Brew, Brewing, brew_by_hand, brew_plai
 from benchmarks.reference.pixels import REACH, augment_plain, folded, one_gather, ordinary, synthetic, two_passes
 from benchmarks.reference.schooling import Schooling, Way, train_by_hand, train_plain
 from benchmarks.reference.together import train_stacked
+from benchmarks.reference.unrolling import (
+    Derive,
+    Setting,
+    Unrolling,
+    one_graph,
+    step_by_step,
+    unroll_by_hand,
+    unroll_plain,
+)
+from mithridate.core.batch import Batch
+from mithridate.core.ensemble import in_mode
 from mithridate.core.models import build
 from mithridate.core.networks import ConvNorm
+from mithridate.poisoning.attacks.metapoison import unrolled_loss
 
 
 def moved(image: Tensor, down: int, right: int) -> Tensor:
@@ -162,6 +175,49 @@ def test_colliding_by_hand_takes_the_same_steps_as_published_code(network: nn.Mo
             return float((features(images) - features(target)).square().sum(1).mean())
 
     assert distance(plain) < 0.5 * distance(base)
+
+
+def unrolled_setting() -> Setting:
+    images, labels = synthetic(600, classes=3, side=16)
+    pixels = images.float() / 255
+    return Setting(pixels[1:9], labels[1:9], pixels[20:], labels[20:], pixels[:1], torch.tensor([2]))
+
+
+def test_both_unrolled_passes_are_the_derivative_of_training_on_the_poison(network: nn.Module) -> None:
+    setting, module = unrolled_setting(), ordinary(network).double().train()
+    images, labels = setting.batches(torch.Generator().manual_seed(0))
+    images = [torch.cat([setting.base, images[0]]), *images[1:]]
+    labels = [torch.cat([setting.labels, labels[0]]), *labels[1:]]
+    seen = [batch.double()[:12] for batch in images]
+    setting = replace(setting, target=setting.target.double())
+    arguments = ([answers[:12] for answers in labels], setting, 0.05, False)
+    (value, slope), (again, other) = (
+        derive(module, [batch.clone() for batch in seen], *arguments) for derive in (one_graph, step_by_step)
+    )
+    torch.testing.assert_close(again, value, rtol=1e-6, atol=1e-6)
+    assert float(torch.cosine_similarity(slope.flatten(), other.flatten(), dim=0)) > 0.9999
+    batches = [
+        Batch(batch, functional.one_hot(answers[:12], 3).double(), torch.arange(12), 0.0)
+        for batch, answers in zip(seen, labels, strict=True)
+    ]
+    batches[0].images.requires_grad_()
+    with in_mode(module, train=True):
+        loss = unrolled_loss(module, batches, setting.target, setting.intended, 0.05, 100.0)
+    torch.testing.assert_close(value, loss.detach().to(value), rtol=1e-5, atol=1e-5)
+    ours = torch.autograd.grad(loss, batches[0].images)[0]
+    assert float(torch.cosine_similarity(slope.flatten(), ours.flatten(), dim=0)) > 0.9999
+
+
+@pytest.mark.parametrize("derive", [None, one_graph, step_by_step])
+def test_unrolling_by_hand_stays_inside_the_ball(derive: Derive | None) -> None:
+    network, setting = build("convnet:width=4", 3, (3, 16, 16), seed=0), unrolled_setting()
+    unrolling = Unrolling(steps=2)
+    if derive is None:
+        poison, loss = unroll_plain([network], setting, unrolling)
+    else:
+        poison, loss = unroll_by_hand([network], setting, unrolling, derive, bf16=False)
+    assert 0 < float((poison - setting.base).abs().max()) <= unrolling.eps + 1e-6
+    assert loss == loss  # a number
 
 
 def test_the_plain_flow_trains_crafts_and_evaluates() -> None:

@@ -10,10 +10,13 @@ from mithridate.core.schema import choices
 from mithridate.core.sources import Digits
 from mithridate.core.transforms import Flip, Shift
 from mithridate.experiments import presets, scenarios
+from mithridate.experiments.audit import panels_of
 from mithridate.experiments.panels import plan_audit
 from mithridate.experiments.rehearsal import rehearse
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.attacks.badnets import BadNets
+from mithridate.poisoning.attacks.poison_frogs import PoisonFrogs
+from mithridate.poisoning.attacks.witches_brew import WitchesBrew
 
 
 def test_digits_are_not_mirrored() -> None:
@@ -58,9 +61,15 @@ def test_the_usual_threat_fits_the_form_of_the_attack() -> None:
     assert (clean.relabel, clean.poison_class, clean.goal) == (False, "intended", BadNets.threat.goal)
 
 
+def test_the_general_audit_has_one_attack_of_each_kind() -> None:
+    assert {type(panel.attack) for panel in presets.general_audit()} == {BadNets, PoisonFrogs, WitchesBrew}
+
+
 @pytest.mark.parametrize("attack", [a for n, a in choices(Attack).items() if n not in ("random-noise", "no-attack")])
-def test_the_general_audit_has_every_attack(attack: type[Attack]) -> None:
-    assert attack in {type(panel.attack) for panel in presets.general_audit()}
+def test_every_attack_can_be_audited_at_its_papers_dose(attack: type[Attack]) -> None:
+    recipe = replace(presets.digits_recipe(), model="convnet:width=4")
+    (panel,) = panels_of(recipe, attacks=[attack()], defenses=(), trials=1)
+    rehearse(plan_audit([panel], Digits()))
 
 
 @pytest.mark.parametrize("name", ["digits", "general"])

@@ -173,3 +173,20 @@ def test_only_a_recipe_gets_pretrained_features(tmp_path: Path) -> None:
         pretrained(
             made, ImageData(*(getattr(DATA.load()[0], n) for n in ("images", "labels", "classes"))), Store(tmp_path)
         )
+
+
+def test_a_mixture_may_be_the_surrogate_in_every_scenario() -> None:
+    mixed = Mixed((RECIPE, replace(RECIPE, model="convnet:width=6")))
+    for name in ("from-scratch", "fine-tuning", "transfer"):
+        found = scenario(name + "-black-box", WIDE, mixed).surrogate
+        assert isinstance(found, Mixed)
+        assert found.recipes == tuple(scenario(name, recipe).learner for recipe in mixed.recipes)
+
+
+def test_a_mixture_crafts_with_features_of_each_architecture(tmp_path: Path) -> None:
+    mixed = Mixed((RECIPE, replace(RECIPE, model="convnet:width=6")))
+    found = trial("transfer-black-box", WIDE, mixed)
+    store = Store(tmp_path)
+    setting = pretrained(found, DATA.load()[0], store)
+    models = surrogate_of(found, setting.surrogate, store).fit([setting.train] * 2, [0, 1]).models
+    assert [model.network.linear.in_features for model in models] == [16, 24]

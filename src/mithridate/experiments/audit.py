@@ -82,7 +82,7 @@ def audit(
         recipe: How your models are trained: a recipe, several `Mixed`, or `mi.learner` of your own training function.
         train: Training images, or a data source that brings test images too.
         test: Test images.
-        attacks: Each at the dose of its paper; None: all there are.
+        attacks: Each at the dose of its paper; None: a backdoor, feature collision and gradient matching.
         defenses: Each alone (a sequence inside is applied together); None: one of each kind there is, `()`: none.
         scenarios: "from-scratch", "fine-tuning", "transfer", each also with "-grey-box" or "-black-box" after it; None:
             for each attack the one its paper is about.
@@ -119,17 +119,22 @@ def audit(
         trusted=trusted,
     )
     panels = dosed(panels, eps=eps, budget=budget)
-    study = plan_audit(panels, _source(train, test), seed=seed)
+    study = plan_audit(panels, source_of(train, test), seed=seed)
     return run_audit(study, out, workers=workers, device=device, keep_models=keep_models, command=command)
 
 
-def _source(train: ImageData | DataSource, test: ImageData | None) -> DataSource:
+def source_of(train: ImageData | DataSource, test: ImageData | None) -> DataSource:
+    """Returns a data source of images in memory, or the one that was given.
+
+    Raises:
+        ValueError: Test images are missing, or there are two sets of them.
+    """
     if isinstance(train, ImageData):
         if test is None:
-            raise ValueError("test images are missing; pass audit(recipe, train, test)")
+            raise ValueError("test images are missing; pass both, train and test")
         return Arrays(train, test)
     if test is not None:
-        raise ValueError("a data source brings its own test images; pass audit(recipe, source)")
+        raise ValueError("a data source brings its own test images; pass the source alone")
     return train
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from mithridate.core.balls import Linf
 from mithridate.core.sources import DataSource
-from mithridate.core.training import Learner
-from mithridate.experiments.scenarios import BLACK, Scenario, scenario
+from mithridate.experiments.scenarios import Scenario
 from mithridate.experiments.trial import Trial
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.attacks.no_attack import NoAttack
@@ -105,49 +104,6 @@ def plan_audit(panels: Iterable[Panel], data: DataSource, *, seed: int = 0) -> l
         shared = replace(panel, trials=cases, victims=victims, attack=NoAttack(trigger=_trigger(panel)))
         trials += _cell(shared, data, seed, key[-1])
     return list(dict.fromkeys(trials))
-
-
-def plan_transfer(
-    panel: Panel,
-    data: DataSource,
-    *,
-    victims: Sequence[Learner],
-    surrogates: Sequence[Learner] | None = None,
-    scenarios: Sequence[str] = ("from-scratch", "fine-tuning", "transfer"),
-    seed: int = 0,
-) -> list[Trial]:
-    """Returns the trials of a transfer grid: every surrogate against every victim in every scenario, with controls.
-
-    Where surrogate and victim are the same learner, the attacker has what the scenario gives it: the victim's features,
-    or from scratch its architecture. Any other surrogate is a black box, with weights of its own.
-
-    Args:
-        panel: The attack, its dose and how much is run of it; its own scenario is not used.
-        data: Where the images come from.
-        victims: How the attacked models are trained, one recipe per architecture.
-        surrogates: What the attacker trains, `Mixed` recipes included; None: the victims' recipes.
-        scenarios: Names as in `mithridate.experiments.scenarios.TRAINING`.
-        seed: First seed: cases are the same in every cell.
-
-    Raises:
-        ValueError: No victims, or no such scenario.
-    """
-    if not victims:
-        raise ValueError("victims is empty; give at least one recipe")
-    return plan_audit(
-        [
-            replace(panel, scenario=_access(name, victim, surrogate))
-            for name in scenarios
-            for victim in victims
-            for surrogate in (victims if surrogates is None else surrogates)
-        ],
-        data,
-        seed=seed,
-    )
-
-
-def _access(name: str, victim: Learner, surrogate: Learner) -> Scenario:
-    return scenario(name, victim) if surrogate == victim else scenario(name + BLACK, victim, surrogate)
 
 
 def _trigger(panel: Panel) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from mithridate.core.data import ImageData
 from mithridate.core.learners import Mixed
 from mithridate.core.progress import quiet
 from mithridate.core.schema import to_json
+from mithridate.core.states import Stage, TrainingState
 from mithridate.core.training import Fitted, Learner, Recipe, Watch
 from mithridate.experiments.store import Store
 from mithridate.experiments.study import check_folder, identify
@@ -273,9 +275,21 @@ class Untrained(Learner):
     ) -> Fitted:
         """Returns as many models as asked for, trained for one epoch of one batch, once."""
         if len(seeds) not in self._fitted:
-            brief = replace(self._recipe, epochs=1)
-            self._fitted[len(seeds)] = brief.fit([self.data] * len(seeds), range(len(seeds)))
+            self._fitted[len(seeds)] = self._brief.fit([self.data] * len(seeds), range(len(seeds)))
         return self._fitted[len(seeds)]
+
+    def begin(self, datasets: Sequence[ImageData], seeds: Sequence[int]) -> list[TrainingState]:
+        """Begins trainings of one epoch of one batch."""
+        return self._brief.begin([self.data] * len(seeds), seeds)
+
+    def follow(self, datasets: Sequence[ImageData], seeds: Sequence[int]) -> list[Iterator[Stage]]:
+        """Stays at the first epoch: following costs nothing, as where a study shares the trainings."""
+        rate = self._recipe.learning_rate
+        return [itertools.repeat(Stage(model, rate)) for model in self.fit(datasets, seeds).models]
+
+    @property
+    def _brief(self) -> Recipe:
+        return replace(self._recipe, epochs=1)
 
 
 def few(data: ImageData, batches: int, batch_size: int = 128) -> ImageData:

@@ -151,7 +151,7 @@ def small_audit(recipe: Recipe | None = None) -> list[Panel]:
 
 
 def general_audit(learner: Learner | None = None) -> list[Panel]:
-    """Returns an audit of data and a learner that nothing is known about: every attack at its paper's dose.
+    """Returns an audit of data and a learner that nothing is known about: one attack of each kind at its paper's dose.
 
     Where the user's own code trains, defences that change a recipe and attacks on frozen features are left out.
     """
