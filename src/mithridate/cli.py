@@ -92,7 +92,8 @@ class AuditOptions(Pipeline):
     """
 
     attacks: Names = None
-    """Attacks, with settings if you like: badnets poison-frogs witches-brew:steps=100,restarts=2."""
+    """Attacks, with settings if you like: badnets poison-frogs witches-brew:steps=100,restarts=2 metapoison
+    convex-polytope bullseye-polytope watermark. Default: the first three."""
     defenses: Names = None
     """Defences: mixup cutmix cutout maxup noise adversarial-training spectral-signatures deep-knn
     partition-vote:parts=10 fine-tuning strip; a+b applies both. No name after it: none."""
@@ -127,7 +128,7 @@ class CraftOptions(Pipeline):
     """
 
     attack: Annotated[str, arg(metavar="NAME")] = "witches-brew"
-    """badnets, poison-frogs, witches-brew, with settings if you like: witches-brew:steps=100,restarts=2."""
+    """As for audit --attacks, with settings if you like: witches-brew:steps=100,restarts=2."""
     scenario: Text = None
     """from-scratch, fine-tuning or transfer, also with -grey-box or -black-box. Default: the one of the attack's
     paper."""
