@@ -31,7 +31,7 @@ from mithridate.core.batch import Batch
 from mithridate.core.ensemble import in_mode
 from mithridate.core.models import build
 from mithridate.core.networks import ConvNorm
-from mithridate.poisoning.attacks.metapoison import unrolled_loss
+from mithridate.poisoning.unrolling import unrolled_loss
 
 
 def moved(image: Tensor, down: int, right: int) -> Tensor:

@@ -17,10 +17,11 @@ from mithridate.core.seeds import stream
 from mithridate.core.states import Stage, TrainingState
 from mithridate.core.training import Recipe
 from mithridate.core.transforms import Flip, Shift
-from mithridate.poisoning.attacks.metapoison import MetaPoison, unrolled_loss
+from mithridate.poisoning.attacks.metapoison import MetaPoison
 from mithridate.poisoning.goals import Backdoor
 from mithridate.poisoning.task import Task
 from mithridate.poisoning.threat import ThreatModel
+from mithridate.poisoning.unrolling import unrolled_loss
 from tests.poisoning.cases import OwnCode, quick, three_classes
 
 CLASSES = 3
@@ -170,7 +171,7 @@ def test_packed_poisons_fill_at_most_half_a_batch_and_each_gets_a_gradient(monke
         seen.append([batch.rows.tolist() for batch in drawn])
         return sum(batch.images.sum() for batch in drawn[:1]) + 0 * targets.sum()
 
-    monkeypatch.setattr("mithridate.poisoning.attacks.metapoison.unrolled_loss", spy)
+    monkeypatch.setattr("mithridate.poisoning.unrolling.unrolled_loss", spy)
     task = task_of(budget=0.3)  # 27 of the intended class's 30 images
     poison = MetaPoison(steps=1, surrogates=1, augment=False).craft(task, quick(epochs=2, batch_size=20), 0)
     chosen = set(poison.rows.tolist())
@@ -189,7 +190,7 @@ def test_as_drawn_differentiates_what_training_draws(monkeypatch: pytest.MonkeyP
         seen.append([batch.rows.tolist() for batch in drawn])
         return drawn[0].images.sum() + 0 * targets.sum()
 
-    monkeypatch.setattr("mithridate.poisoning.attacks.metapoison.unrolled_loss", spy)
+    monkeypatch.setattr("mithridate.poisoning.unrolling.unrolled_loss", spy)
     task = task_of(budget=0.05)
     recipe = quick(epochs=3, batch_size=15, transforms=())
     attack = MetaPoison(steps=1, surrogates=1, batches="as-drawn", augment=False)
