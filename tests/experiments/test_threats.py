@@ -22,6 +22,12 @@ def test_bounds_of_sums_name_their_parts():
     assert "no pixel value by more than 4 (of a range of 0 to 255), and on top of that only inside one rectangle" in may
 
 
+def test_recolouring_is_said_in_per_cent_of_the_range():
+    ball = {"type": "sum", "balls": [{"type": "recolor", "eps": 0.04, "grid": 10, "smoothness": 1.0}, LINF]}
+    assert bound(ball) == "colours by 4 % + Linf 4/255"
+    assert "the colour of a pixel by at most 4 % of the range" in sentences(TARGETED | {"ball": ball})[0]
+
+
 @pytest.mark.parametrize(
     ("settings", "knows"),
     [

@@ -67,6 +67,8 @@ def bound(ball: Settings | None) -> str:
         return f"L2 {ball['eps']:.3g}"
     if name == "patch":
         return f"patch of {percent(ball['area'])} % of the image"
+    if name == "recolor":
+        return f"colours by {percent(ball['eps'])} %"
     return "any image" if name == "any-image" else setting(ball)
 
 
@@ -80,6 +82,7 @@ _BOUND = {
     "linf": "no pixel value by more than {} (of a range of 0 to 255)",
     "l2": "each image by a Euclidean distance of at most {:.3g} (pixels counted from 0 to 1)",
     "patch": "only inside one rectangle, at most {} % of the image",
+    "recolor": "the colour of a pixel by at most {} % of the range in brightness and in each of two colour axes (YUV)",
     "any-image": "to any image at all",
 }
 
@@ -108,6 +111,7 @@ def _change(ball: Settings) -> str:
         "linf": lambda: f"{ball['eps'] * 255:.3g}",
         "l2": lambda: ball["eps"],
         "patch": lambda: percent(ball["area"]),
+        "recolor": lambda: percent(ball["eps"]),
     }
     how = _BOUND.get(name, setting(ball) or "without a stated bound")
     return how.format(amounts[name]()) if name in amounts else how
