@@ -148,17 +148,22 @@ def metapoison(model: str, setup: Setup) -> Ways:
     )
     unrolling = Unrolling(steps=steps)
 
-    def by_hand(layers: Callable, derive: Callable, *, bf16: bool) -> Callable[[], str]:
-        return lambda: _meta(
-            unroll_by_hand([layers(surrogate) for _ in range(2)], setting, unrolling, derive, bf16=bf16)
-        )
+    def by_hand(derive: Callable, **kind: bool) -> Callable[[], str]:
+        def work() -> str:
+            networks = [in_ordinary_layers(surrogate) for _ in range(2)]
+            return _meta(unroll_by_hand(networks, setting, unrolling, derive, **kind))
 
-    kinds = {"fp32": False} | ({"bf16": True} if setup.bf16 else {})
+        return work
+
+    kind, best = ("bf16", True) if setup.bf16 else ("fp32", False)
     ways = {
-        f"{kind} channels last, {words}": by_hand(in_ordinary_layers, derive, bf16=bf16)
-        for kind, bf16 in kinds.items()
-        for words, derive in {"one graph": one_graph, "step by step": step_by_step}.items()
+        "fp32 channels last, one graph": by_hand(one_graph, bf16=False),
+        f"{kind} channels last, step by step": by_hand(step_by_step, bf16=best),
+        f"{kind}, one graph, BatchNorm written out": by_hand(one_graph, bf16=best, written_out=True),
+        f"{kind}, step by step, BatchNorm written out": by_hand(step_by_step, bf16=best, written_out=True),
     }
+    if setup.bf16:
+        ways["bf16 channels last, one graph"] = by_hand(one_graph, bf16=True)
     arms = [
         Arm(
             name="mithridate",

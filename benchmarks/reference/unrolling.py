@@ -7,6 +7,7 @@ poisons in one batch, K = 2 clean batches after it, additive perturbation, plain
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from benchmarks.reference.pixels import augment_plain, mirrored_and_moved, moves_of, padded_pixels
+from mithridate.core.batchnorm import twice_differentiable
 
 K = 2
 BATCH = 125
@@ -104,7 +106,13 @@ for the first batch."""
 
 
 def unroll_by_hand(
-    networks: Sequence[nn.Module], setting: Setting, unrolling: Unrolling, derive: Derive, *, bf16: bool
+    networks: Sequence[nn.Module],
+    setting: Setting,
+    unrolling: Unrolling,
+    derive: Derive,
+    *,
+    bf16: bool,
+    written_out: bool = False,
 ) -> tuple[Tensor, float]:
     """Channels last, one gather for mirror and move, no update that is not needed, gradients of the poisons alone.
 
@@ -114,6 +122,7 @@ def unroll_by_hand(
         unrolling: Settings.
         derive: `one_graph` or `step_by_step`.
         bf16: Number format of its passes.
+        written_out: With mithridate's second derivative of BatchNorm.
     """
     for network in networks:
         network.train().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -132,7 +141,8 @@ def unroll_by_hand(
                 rows = torch.arange(len(batch), device=batch.device)
                 moved.append(mirrored_and_moved(padded_pixels(batch), rows, moves_of(len(batch), rng).to(batch.device)))
             seen = [part.detach() for part in moved]
-            loss, slope = derive(network, seen, labels, setting, unrolling.inner_rate, bf16)
+            with twice_differentiable(network) if written_out else nullcontext():
+                loss, slope = derive(network, seen, labels, setting, unrolling.inner_rate, bf16)
             delta.grad += torch.autograd.grad(moved[0], delta, slope)[0] / len(networks)
         optimizer.step()
         delta.data.clamp_(-unrolling.eps, unrolling.eps)

@@ -214,8 +214,11 @@ def _transfer(found: Sequence[Row], named: dict[int, str]) -> TransferGrid:
     adapting = ", adaptive" if first.adaptive and defended else ""
     places = list(dict.fromkeys(row.scenario for row in found))
     scenarios = [(place, sorted({row.model for row in found if row.scenario == place})) for place in places]
-    where = f"{places[0]}, " if len(places) == 1 else ""
-    title = f"{first.attack.partition(' via ')[0]}{defended}{adapting}: {where}{first.data}, {first.budget}"
+    budget = first.budget  # the same share everywhere, but in transfer of half the images
+    where = f"{places[0]}, {first.data}, {budget}"
+    if len(places) > 1:
+        where = f"{first.data}, {100 * budget.share:.3g} % poison, {budget.bound}"
+    title = f"{first.attack.partition(' via ')[0]}{defended}{adapting}: {where}"
     lines = []
     for surrogate in sorted({row.surrogate for row in found}):
         own = [row for row in found if row.surrogate == surrogate]
