@@ -51,9 +51,8 @@ class Setting:
 
     def batches(self, rng: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
         """Clean images and labels: what fills the poisons' batch, then K batches."""
-        order = torch.randperm(len(self.clean), generator=rng)
         sizes = [BATCH - len(self.base), *[BATCH] * K]
-        rows = order[: sum(sizes)].to(self.clean.device).split(sizes)
+        rows = torch.randint(len(self.clean), (sum(sizes),), generator=rng).to(self.clean.device).split(sizes)
         return [self.clean[part] for part in rows], [self.clean_labels[part] for part in rows]
 
 
