@@ -83,7 +83,7 @@ def test_a_module_and_function_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     ("spec", "words"),
     [
         ("convnett", ["convnett", "did you mean convnet?", "resnet18", "package.module:function"]),
-        ("vitamin", ["vitamin", "convnet, convnet-wide, mobilenet_v2, resnet18, vgg11", "timm:NAME"]),
+        ("vitamin", ["vitamin", "convnet, convnet-wide, lenet, mlp, mobilenet_v2, resnet18, vgg11", "timm:NAME"]),
         ("mobilenet-v2", ["did you mean mobilenet_v2?"]),
         ("resnet81:width=8", ["resnet81", "did you mean resnet18?"]),
         ("resnet18:widht=8", ["widht", "did you mean width?"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,17 @@ from torch import Tensor
 from mithridate.core.balls import AnyImage
 from mithridate.core.perturbation import by_autograd, minimise
 from mithridate.core.seeds import stream
-from mithridate.core.updates import Adam, ForwardBackward, SignedAdam, SignStep, Stepper, Update, step_decay
+from mithridate.core.updates import (
+    Adam,
+    CosineAdam,
+    ForwardBackward,
+    SignedAdam,
+    SignStep,
+    Stepper,
+    Update,
+    cosine_decay,
+    step_decay,
+)
 
 SHAPE = (3, 2, 4, 4)
 STEPS = 16
@@ -67,6 +79,77 @@ def test_the_defaults_are_those_of_the_papers() -> None:
     assert SignedAdam().decay
     assert not Adam().decay
     assert [round(step_decay(p), 6) for p in (0, 0.374, 0.375, 0.625, 0.875, 1)] == [1, 1, 0.1, 0.01, 0.001, 0.001]
+
+
+def softly(slope: Tensor) -> Tensor:
+    """Image by image, entry by entry."""
+    sizes = [sum(abs(x) for x in image.flatten().tolist()) / image.numel() for image in slope]
+    return torch.stack([torch.tanh(image / size) for image, size in zip(slope, sizes, strict=True)])
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.25])
+@pytest.mark.parametrize("sign", ["none", "hard", "soft"])
+def test_cosine_adam_is_that_of_torch_with_its_schedulers(sign, warmup: float) -> None:
+    start, number = field(1), round(warmup * STEPS)
+    found = walk(CosineAdam(lr=0.03, warmup=warmup, sign=sign).begin(start, stream(0)), start)
+    parameter = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([parameter], lr=0.03, eps=1e-8)
+    rates = [0.03 * step / number for step in range(number)]
+    rates += [0.03 * (1 + math.cos(math.pi * step / (STEPS - number))) / 2 for step in range(STEPS - number)]
+    for slope, rate, after in zip(slopes(), rates, found, strict=True):
+        parameter.grad = {"none": torch.clone, "hard": torch.sign, "soft": softly}[sign](slope)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        torch.testing.assert_close(after, parameter.detach(), atol=1e-10, rtol=0)
+    assert torch.equal(found[0], start) is bool(warmup)
+
+
+def test_the_cosine_ends_at_zero_and_peaks_after_the_warmup() -> None:
+    assert [round(cosine_decay(p, 0.5), 9) for p in (0, 0.25, 0.5, 0.75, 1)] == [0, 0.5, 1, 0.5, 0]
+    assert cosine_decay(0.0) == 1
+    assert cosine_decay(1.0) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_a_soft_sign_does_not_depend_on_the_scale_of_an_images_objective(factor: float) -> None:
+    scale = torch.tensor([1.0, factor, 1 / factor], dtype=torch.float64).view(3, 1, 1, 1)
+    start, plain = field(1), CosineAdam(sign="soft").begin(field(1), stream(0))
+    scaled = CosineAdam(sign="soft").begin(field(1), stream(0))
+    for number, slope in enumerate(slopes()):
+        after = plain.step(start, NO_VALUE, slope, number / STEPS)
+        torch.testing.assert_close(scaled.step(start, NO_VALUE, scale * slope, number / STEPS), after)
+    still = CosineAdam(sign="soft").begin(start, stream(0)).step(start, NO_VALUE, torch.zeros_like(start), 0.0)
+    assert torch.equal(still, start)  # no gradient, no step, and no division by zero
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5, 0.9])
+def test_noise_has_its_deviation_in_units_of_the_rate_of_the_step(progress: float) -> None:
+    start = torch.zeros(4, 3, 40, 40)
+    slope = torch.ones_like(start)
+    plain = CosineAdam(lr=0.1).begin(start, stream(0)).step(start, NO_VALUE, slope, progress)
+    noise = CosineAdam(lr=0.1, langevin=0.2).begin(start, stream(0)).step(start, NO_VALUE, slope, progress) - plain
+    rate = 0.1 * cosine_decay(progress)
+    assert noise.std().item() == pytest.approx(0.2 * rate, rel=0.03)
+    assert noise.mean().item() == pytest.approx(0, abs=0.01 * rate)
+    again = CosineAdam(lr=0.1, langevin=0.2).begin(start, stream(0)).step(start, NO_VALUE, slope, progress) - plain
+    other = CosineAdam(lr=0.1, langevin=0.2).begin(start, stream(1)).step(start, NO_VALUE, slope, progress) - plain
+    assert torch.equal(noise, again)
+    assert not torch.equal(noise, other)
+
+
+def test_a_search_with_cosine_adam_comes_to_the_minimum() -> None:
+    for update in (CosineAdam(warmup=0.1), CosineAdam(sign="soft"), CosineAdam(sign="hard", langevin=0.2)):
+        images, _ = search(update, 300)
+        torch.testing.assert_close(images, GOAL, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"warmup": 1.0}, "warmup is 1.0"), ({"warmup": -0.1}, "below 1"), ({"langevin": -1.0}, "langevin is -1.0")],
+)
+def test_settings_without_sense_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CosineAdam(**settings)  # pyright: ignore[reportArgumentType]
 
 
 def test_equal_ends_are_pgd_without_a_random_step() -> None:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mithridate.core.networks import ConvNorm
+
 
 @contextmanager
 def twice_differentiable(module: nn.Module) -> Iterator[None]:
@@ -36,6 +38,42 @@ def twice_differentiable(module: nn.Module) -> Iterator[None]:
     finally:
         for part in changed:
             del part.forward  # the class has its own
+
+
+@contextmanager
+def watching_statistics(module: nn.Module) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """A context that notes, at every forward pass, mean and variance [C] of what comes to each BatchNorm, with graph.
+
+    Yields a dict from the layer's name to (mean, variance over batch and positions), which each pass fills anew.
+
+    >>> layer = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    >>> with watching_statistics(layer) as seen:
+    ...     _ = layer(torch.ones(4, 3, 2, 2))
+    >>> seen["0"][0].tolist(), seen["0"][1].tolist()
+    ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0])
+    """
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def note(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        axes = [axis for axis in range(inputs[0].ndim) if axis != 1]
+        variance, mean = torch.var_mean(inputs[0], axes, correction=0)
+        seen[name] = mean, variance
+
+    folded = [part for part in module.modules() if isinstance(part, ConvNorm) and part.folding]
+    for part in folded:
+        part.folding = False
+    handles = [
+        part.register_forward_pre_hook(partial(note, name))
+        for name, part in module.named_modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+        for part in folded:
+            del part.folding  # the class says so
 
 
 def _normalized(layer: nn.BatchNorm2d, images: Tensor) -> Tensor:

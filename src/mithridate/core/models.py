@@ -2,10 +2,10 @@
 
 A model is named by text, so that a recipe can be stored and typed:
 
-- ``convnet``, ``convnet-wide``, ``resnet18``, ``vgg11``, ``mobilenet_v2``: built in, for images from 8x8 up with any
-  number of channels;
+- ``convnet``, ``convnet-wide``, ``resnet18``, ``vgg11``, ``mobilenet_v2``, ``lenet``, ``mlp``: built in, for images
+  from 8x8 up with any number of channels;
 - ``resnet18:width=8``: the same with an option. ``width`` means one thing everywhere: the number of channels of the
-  *first* block (or stage), a whole number. The other widths scale along;
+  *first* block (or stage; units of the first layer of ``mlp``), a whole number. The other widths scale along;
 - ``timm:NAME``, ``transformers:NAME``: networks of these libraries, which are extras, with settings behind commas
   (``transformers:vit,patch_size=4``); see `mithridate.core.external`;
 - ``package.module:function``: the user's own. It is called with the number of classes and, where its signature names
@@ -24,12 +24,15 @@ from mithridate.core.external import timm_network, transformers_network
 from mithridate.core.networks import convnet, convnet_wide, mobilenet_v2, resnet18, vgg11
 from mithridate.core.schema import nearest, resolve
 from mithridate.core.seeds import derive
+from mithridate.core.small_networks import lenet, mlp
 
 Shape = tuple[int, int, int]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnet": convnet,
     "convnet-wide": convnet_wide,
+    "lenet": lenet,
+    "mlp": mlp,
     "mobilenet_v2": mobilenet_v2,
     "resnet18": resnet18,
     "vgg11": vgg11,
@@ -173,7 +176,7 @@ def _options(name: str, text: str) -> dict[str, int]:
             raise ValueError(f"model {name} has no option {key!r}: {nearest(key, known)}")
         if not value.isdecimal() or int(value) < 1:
             raise ValueError(
-                f"{key} of model {name} is {value!r}; it is the number of channels of the first block, "
+                f"{key} of model {name} is {value!r}; it is the number of channels (units) of the first block, "
                 f"so use a whole number such as {name}:{key}=8"
             )
         options[key] = int(value)
@@ -213,8 +216,8 @@ def check_logits(what: str, module: nn.Module, classes: int, shape: Shape, advic
         ValueError: It fails, or returns something else.
     """
     modes = [(part, part.training) for part in module.modules()]
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    images = torch.zeros(2, *shape, device=device)
+    like = next(module.parameters(), torch.zeros(()))
+    images = torch.zeros(2, *shape, device=like.device, dtype=like.dtype)
     try:
         with torch.no_grad():
             logits = module.eval()(images)

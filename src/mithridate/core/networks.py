@@ -130,6 +130,9 @@ class ConvNorm(nn.Module):
     True
     """
 
+    folding = True
+    """Whether eval mode folds; an instance may set it to False, for code that watches what comes to its BatchNorm."""
+
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(
@@ -140,7 +143,7 @@ class ConvNorm(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map [B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""
         convolution, norm = self.convolution, self.norm
-        if norm.training:
+        if norm.training or not self.folding:
             return norm(convolution(images))
         mean, variance = norm.running_mean, norm.running_var
         assert mean is not None

@@ -1,10 +1,12 @@
-"""How a search inside a ball moves: signed Adam, Adam, sign steps, forward-backward splitting."""
+"""How a search inside a ball moves: Adam on the gradient or its sign, sign steps, forward-backward splitting."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -59,22 +61,32 @@ class Update(Choice, ABC):
         """Starts a search around the base images."""
 
 
-class _AdamStepper(Stepper):
-    def __init__(self, update: Adam | SignedAdam, signed: bool) -> None:
-        self.update, self.signed, self.count = update, signed, 0
+class _Moments:
+    """The two running means of Adam, and the step that they make."""
+
+    def __init__(self, betas: tuple[float, float]) -> None:
+        self.betas, self.count = betas, 0
         self.mean = self.square = torch.zeros(())
 
-    def step(self, params: Tensor, value: Tensor, gradient: Tensor, progress: float) -> Tensor:
-        first, second = self.update.betas
-        gradient = gradient.sign() if self.signed else gradient
+    def moved(self, params: Tensor, gradient: Tensor, lr: float) -> Tensor:
+        first, second = self.betas
         if self.count == 0:
             self.mean, self.square = torch.zeros_like(params), torch.zeros_like(params)
         self.count += 1
         self.mean.mul_(first).add_(gradient, alpha=1 - first)  # in place: a search keeps as few copies as it can
         self.square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        lr = self.update.lr * (step_decay(progress, self.update.drops) if self.update.decay else 1)
         spread = self.square.div(1 - second**self.count).sqrt_().add_(1e-8)
         return params.addcdiv(self.mean, spread, value=-lr / (1 - first**self.count))
+
+
+class _AdamStepper(Stepper):
+    def __init__(self, update: Adam | SignedAdam, signed: bool) -> None:
+        self.update, self.signed, self.moments = update, signed, _Moments(update.betas)
+
+    def step(self, params: Tensor, value: Tensor, gradient: Tensor, progress: float) -> Tensor:
+        gradient = gradient.sign() if self.signed else gradient
+        lr = self.update.lr * (step_decay(progress, self.update.drops) if self.update.decay else 1)
+        return self.moments.moved(params, gradient, lr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +141,82 @@ class Adam(Update):
 
     def begin(self, base: Tensor, rng: torch.Generator) -> Stepper:
         return _AdamStepper(self, signed=False)
+
+
+def cosine_decay(progress: float, warmup: float = 0.0) -> float:
+    """Returns the factor of a schedule that rises from 0 to 1 in a straight line and falls to 0 in half a cosine.
+
+    >>> [round(cosine_decay(p, warmup=0.2), 4) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    if progress < warmup:
+        return progress / warmup
+    return (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
+
+
+def _soft_sign(gradient: Tensor) -> Tensor:
+    """The hyperbolic tangent of each image's gradient over its mean absolute value."""
+    size = gradient.abs().mean(tuple(range(1, gradient.ndim)), keepdim=True)
+    return (gradient / size.clamp_min(torch.finfo(gradient.dtype).tiny)).tanh_()
+
+
+_SIGNS = {"none": lambda gradient: gradient, "hard": torch.sign, "soft": _soft_sign}
+
+
+class _CosineAdamStepper(Stepper):
+    def __init__(self, update: CosineAdam, rng: torch.Generator) -> None:
+        self.update, self.rng, self.moments = update, rng, _Moments(update.betas)
+
+    def step(self, params: Tensor, value: Tensor, gradient: Tensor, progress: float) -> Tensor:
+        lr = self.update.lr * cosine_decay(progress, self.update.warmup)
+        moved = self.moments.moved(params, _SIGNS[self.update.sign](gradient), lr)
+        if not self.update.langevin:
+            return moved
+        noise = torch.randn(params.shape, generator=self.rng, dtype=params.dtype)
+        return moved.add_(noise.to(params.device), alpha=lr * self.update.langevin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineAdam(Update):
+    """Adam whose rate rises in a straight line, then falls to 0 in half a cosine; with the gradient's sign, or noise.
+
+    The rate of the very first step is 0 where there is a warm-up. What it sees already counts in both means.
+
+    A soft sign is tanh(g / s) for a gradient g with mean absolute value s in its image: between Adam on the gradient,
+    which follows the large entries, and on the sign, for which all are alike; whatever the scale of the objective.
+
+    Reference: the search of Yin et al. "See through Gradients: Image Batch Recovery via GradInversion". CVPR 2021.
+    arXiv 2104.07586 (warm-up, cosine, noise; there `langevin` is 0.2). Noise is added to the step and not
+    to the gradient, so that Adam does not scale it away.
+
+    Raises:
+        ValueError: A warm-up that is no share below 1, or noise of negative size.
+
+    >>> stepper = CosineAdam(lr=0.5).begin(torch.zeros(1, 1, 1, 1), torch.Generator())
+    >>> ones = torch.ones(1, 1, 1, 1)
+    >>> round(stepper.step(ones, torch.tensor(0.0), 7 * ones, 0.5).item(), 4)
+    0.75
+    """
+
+    lr: float = 0.1
+    """Highest step in pixels of [0, 1]."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Averaging of the gradient and of its square."""
+    warmup: float = 0.0
+    """Share of the steps in which the rate rises from 0."""
+    sign: Literal["none", "hard", "soft"] = "none"
+    """What is taken of the gradient: all of it, its sign, or a smooth version of its sign."""
+    langevin: float = 0.0
+    """Standard deviation of Gaussian noise on each step, in units of the rate of that step."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is {self.warmup}; it is a share of the steps, at least 0 and below 1")
+        if not self.langevin >= 0:
+            raise ValueError(f"langevin is {self.langevin}; it is a standard deviation, so not below 0")
+
+    def begin(self, base: Tensor, rng: torch.Generator) -> Stepper:
+        return _CosineAdamStepper(self, rng)
 
 
 class _SignStepper(Stepper):

@@ -1,0 +1,1 @@
+"""Gradient inversion: what a shared gradient or update gives away of the images behind it."""
