@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 """A tensor -> (value, gradient)."""
@@ -87,7 +88,7 @@ def _compute_constants(recording: fx.GraphModule) -> None:
     for node in graph.nodes:
         constant = node.op == "call_function" and node.all_input_nodes and known.keys() >= set(node.all_input_nodes)
         if constant and _pure(node):
-            arguments, keywords = (fx.node.map_arg(part, known.__getitem__) for part in (node.args, node.kwargs))
+            arguments, keywords = (map_arg(part, known.__getitem__) for part in (node.args, node.kwargs))
             with torch.no_grad():
                 known[node] = node.target(*arguments, **keywords)  # pyright: ignore[reportCallIssue]
     for number, node in enumerate([n for n in graph.nodes if n.op == "call_function" and n in known]):

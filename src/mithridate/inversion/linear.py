@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,12 +63,12 @@ def stack_of(model: nn.Module, shape: tuple[int, int, int]) -> Stack:
     Raises:
         ValueError: The model's logits are not what its last Linear returns.
     """
-    seen: list[tuple[nn.Linear, Tensor, Tensor]] = []
-    handles = [
-        part.register_forward_hook(lambda layer, inputs, output: seen.append((layer, inputs[0], output)))
-        for part in model.modules()
-        if isinstance(part, nn.Linear)
-    ]
+    seen: list[tuple[Any, Tensor, Tensor]] = []
+
+    def note(layer: nn.Module, inputs: Any, output: Any) -> None:
+        seen.append((layer, inputs[0], output))
+
+    handles = [part.register_forward_hook(note) for part in model.modules() if isinstance(part, nn.Linear)]
     like = next(model.parameters())
     images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)).to(like)
     images[2:] = torch.stack([torch.zeros_like(images[0]), torch.ones_like(images[0])])

@@ -34,7 +34,7 @@ class InvertingGradients(Search):
     """Independent starts; the one with the largest cosine is kept."""
     lr: float = 0.025
     """Step of signed Adam in pixels of [0, 1]; it falls by 10 at 3/8, 5/8 and 7/8 of the steps."""
-    total_variation: float = 1e-2
+    total_variation: float = 1e-4
     """Weight of the total variation, for pixels in [0, 1]."""
     largest: int | None = None
     """Compare only the so many parameter tensors of the largest norm; None: all."""
