@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # X as X: this package exports it
     from mithridate.core.guarantees import Guarantee as Guarantee
     from mithridate.core.learners import Mixed as Mixed, learner as learner
     from mithridate.core.members import members_by as members_by
+    from mithridate.core.models import Normalize as Normalize
     from mithridate.core.recolor import Recolor as Recolor
     from mithridate.core.sources import (
         Arrays as Arrays,
@@ -41,12 +42,31 @@ if TYPE_CHECKING:  # X as X: this package exports it
     from mithridate.core.workers import processes as processes
     from mithridate.experiments.audit import audit as audit
     from mithridate.experiments.facts import TrialResult as TrialResult
+    from mithridate.experiments.invert import invert as invert, invert_leak as invert_leak
+    from mithridate.experiments.leaks import LeakTrial as LeakTrial
     from mithridate.experiments.report import write_report as write_report
     from mithridate.experiments.store import Store as Store
     from mithridate.experiments.study import load_results as load_results, run_study as run_study
     from mithridate.experiments.table import table as table
     from mithridate.experiments.transfer import transfer_grid as transfer_grid
     from mithridate.experiments.trial import Trial as Trial, run as run
+    from mithridate.inversion.attack import Inversion as Inversion
+    from mithridate.inversion.attacks.analytic_linear import AnalyticLinear as AnalyticLinear
+    from mithridate.inversion.attacks.deep_leakage import DeepLeakage as DeepLeakage
+    from mithridate.inversion.attacks.gradinversion import GradInversion as GradInversion
+    from mithridate.inversion.attacks.inverting_gradients import InvertingGradients as InvertingGradients
+    from mithridate.inversion.attacks.inverting_gradients_modern import (
+        InvertingGradientsModern as InvertingGradientsModern,
+    )
+    from mithridate.inversion.client import Client as Client, LeakDefense as LeakDefense
+    from mithridate.inversion.defenses.clip_and_noise import ClipAndNoise as ClipAndNoise
+    from mithridate.inversion.defenses.larger_batch import LargerBatch as LargerBatch
+    from mithridate.inversion.defenses.local_steps import LocalSteps as LocalSteps
+    from mithridate.inversion.defenses.mixing import Mixing as Mixing
+    from mithridate.inversion.defenses.quantize import Quantize as Quantize
+    from mithridate.inversion.defenses.sparsify import Sparsify as Sparsify
+    from mithridate.inversion.leak import Leak as Leak
+    from mithridate.inversion.sharing import Gradient as Gradient, Update as Update
     from mithridate.poisoning.attack import Attack as Attack
     from mithridate.poisoning.attacks.badnets import BadNets as BadNets
     from mithridate.poisoning.attacks.bullseye_polytope import BullseyePolytope as BullseyePolytope
@@ -82,18 +102,45 @@ _HOME = {
     "core.guarantees": ("Guarantee",),
     "core.learners": ("Mixed", "learner"),
     "core.members": ("members_by",),
+    "core.models": ("Normalize",),
     "core.recolor": ("Recolor",),
     "core.sources": ("Arrays", "DataSource", "Digits", "Folder", "Hub", "Parquet", "TorchDataset"),
     "core.training": ("Fitted", "Learner", "Prediction", "Recipe"),
     "core.workers": ("processes",),
     "experiments.audit": ("audit",),
     "experiments.facts": ("TrialResult",),
+    "experiments.invert": (
+        "invert",
+        "invert_leak",
+    ),
+    "experiments.leaks": ("LeakTrial",),
     "experiments.report": ("write_report",),
     "experiments.store": ("Store",),
     "experiments.study": ("load_results", "run_study"),
     "experiments.table": ("table",),
     "experiments.transfer": ("transfer_grid",),
     "experiments.trial": ("Trial", "run"),
+    "inversion.attack": ("Inversion",),
+    "inversion.attacks.analytic_linear": ("AnalyticLinear",),
+    "inversion.attacks.deep_leakage": ("DeepLeakage",),
+    "inversion.attacks.gradinversion": ("GradInversion",),
+    "inversion.attacks.inverting_gradients": ("InvertingGradients",),
+    "inversion.attacks.inverting_gradients_modern": ("InvertingGradientsModern",),
+    "inversion.client": (
+        "Client",
+        "LeakDefense",
+    ),
+    "inversion.defenses.clip_and_noise": ("ClipAndNoise",),
+    "inversion.defenses.larger_batch": ("LargerBatch",),
+    "inversion.defenses.local_steps": ("LocalSteps",),
+    "inversion.defenses.mixing": ("Mixing",),
+    "inversion.defenses.quantize": ("Quantize",),
+    "inversion.defenses.sparsify": ("Sparsify",),
+    "inversion.leak": ("Leak",),
+    "inversion.sharing": (
+        "Gradient",
+        "Update",
+    ),
     "poisoning.attack": ("Attack",),
     "poisoning.attacks.badnets": ("BadNets",),
     "poisoning.attacks.bullseye_polytope": ("BullseyePolytope",),

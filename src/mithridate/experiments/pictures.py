@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mithridate.experiments import words
+from mithridate.experiments.plots import ATTACK, DEFENSE, FAINT, INK, NARROW, PAPER, WIDE, axes_of, label, svg
 from mithridate.experiments.statistics import Rate
 
 if TYPE_CHECKING:
@@ -22,13 +22,6 @@ if TYPE_CHECKING:
 
 AMPLIFIED = 20
 """How many times a difference is amplified to be seen."""
-WIDE, NARROW = 760, 340
-"""Width of a plot in CSS pixels: for a screen or paper, and for a phone."""
-
-# Colours are drawn as these stand-ins and become CSS variables in the SVG, so that one plot serves light and dark.
-_INK, _FAINT, _ATTACK, _DEFENSE, _PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
-_VARIABLES = {_INK: "ink", _FAINT: "faint", _ATTACK: "attack", _DEFENSE: "defense", _PAPER: "paper"}
-
 
 # --- images ----------------------------------------------------------------------------------------------------------
 
@@ -67,13 +60,32 @@ def reduced(image: np.ndarray, side: int) -> np.ndarray:
     return np.stack([np.asarray(plane) for plane in planes])
 
 
-def tensors(folder: Path) -> dict[str, np.ndarray]:
-    """What is stored of a poison; nothing where it is not stored or damaged."""
+def contact_sheet(images: np.ndarray, side: int = 128, columns: int = 8) -> np.ndarray:
+    """All images [B, C, H, W] uint8 on one sheet [h, w, 3], each pixel enlarged so that images are about `side` wide.
+
+    >>> contact_sheet(np.zeros((3, 1, 8, 8), dtype=np.uint8), side=16).shape
+    (20, 56, 3)
+    """
+    count, channels, height, width = images.shape
+    scale = max(1, side // max(height, width))
+    large = images.repeat(scale, axis=2).repeat(scale, axis=3)
+    coloured = large if channels == 3 else large[:, :1].repeat(3, axis=1)
+    columns = min(columns, count)
+    gap, (tall, wide) = 2, coloured.shape[2:]
+    sheet = np.full((-(-count // columns) * (tall + gap) + gap, columns * (wide + gap) + gap, 3), 255, dtype=np.uint8)
+    for number, image in enumerate(coloured):
+        top, left = gap + number // columns * (tall + gap), gap + number % columns * (wide + gap)
+        sheet[top : top + tall, left : left + wide] = image.transpose(1, 2, 0)
+    return sheet
+
+
+def tensors(folder: Path, name: str = "poison.safetensors") -> dict[str, np.ndarray]:
+    """What is stored of a poison (or under another name); nothing where it is not stored or damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
-        return load_file(folder / "poison.safetensors")
+        return load_file(folder / name)
     except (OSError, SafetensorError):
         return {}
 
@@ -107,25 +119,25 @@ def _forest(attacks: Sequence[Row], width: int, name: str) -> str:
     for row in attacks:
         lines.append((y + lead, row))
         y += step + 9 * (len(_controls(row)) - 2)
-    axes, figure = _axes(width, y + 46, left=12 if narrow else 236, right=14 if narrow else 96)
+    axes, figure = axes_of(width, y + 46, left=12 if narrow else 236, right=14 if narrow else 96)
     for top, row in lines:
         defense = "no defence" if row.defense == "none" else f"with {row.defense}"
         adaptive = ", adaptive" if row.adaptive else ""
         if narrow:
-            _label(axes, 0, top - 13, f"{row.attack}, {defense}{adaptive}", "left", size=11)
-            _label(axes, 100, top - 13, words.counted(row.success), "right", size=10, color=_FAINT)
+            label(axes, 0, top - 13, f"{row.attack}, {defense}{adaptive}", "left", size=11)
+            label(axes, 100, top - 13, words.counted(row.success), "right", size=10, color=FAINT)
         else:
-            _label(axes, 0, top, row.attack, "margin", weight="bold")
-            _label(axes, 0, top + 15, f"{defense}{adaptive}", "margin", size=10.5, color=_FAINT)
-            _label(axes, 104, top, words.counted(row.success), "left", size=11)
-        _interval(axes, top, row.success, _ATTACK, "o", filled=True)
+            label(axes, 0, top, row.attack, "margin", weight="bold")
+            label(axes, 0, top + 15, f"{defense}{adaptive}", "margin", size=10.5, color=FAINT)
+            label(axes, 104, top, words.counted(row.success), "left", size=11)
+        _interval(axes, top, row.success, ATTACK, "o", filled=True)
         for i, control in enumerate(_controls(row)):
             marker = "D" if control.name == "random-noise" else "s"
-            _interval(axes, top + 10 + 9 * i, control.success, _FAINT, marker, filled=False)
+            _interval(axes, top + 10 + 9 * i, control.success, FAINT, marker, filled=False)
     axes.set_xlim(-1.5, 101.5)
     axes.set_ylim(y - 8 if not narrow else y - 14, -16)
     axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
-    return _svg(figure, name, f"Success with 95 % intervals: {_read_out(attacks)}")
+    return svg(figure, name, f"Success with 95 % intervals: {_read_out(attacks)}")
 
 
 def _controls(row: Row) -> list[Any]:
@@ -154,15 +166,15 @@ def costs(rows: Sequence[Row], name: str) -> list[str]:
 def _costs(found: dict[tuple[str, str], Row], width: int, name: str) -> str:
     narrow = width == NARROW
     step, lead = (44, 18) if narrow else (32, 0)
-    axes, figure = _axes(width, step * len(found) + 46, left=12 if narrow else 236, right=14 if narrow else 96)
+    axes, figure = axes_of(width, step * len(found) + 46, left=12 if narrow else 236, right=14 if narrow else 96)
     spoken, ends = [], [0.0, 1.0]
     labels = []
     for i, ((place, defense), row) in enumerate(found.items()):
         assert row.cost is not None
         y, value = i * step + lead, 100 * row.cost.value
         low, high = (value if end is None else 100 * end for end in (row.cost.low, row.cost.high))
-        axes.plot([low, high], [y, y], color=_DEFENSE, linewidth=2.2, solid_capstyle="butt")
-        axes.plot([value], [y], "o", color=_DEFENSE, markersize=7)
+        axes.plot([low, high], [y, y], color=DEFENSE, linewidth=2.2, solid_capstyle="butt")
+        axes.plot([value], [y], "o", color=DEFENSE, markersize=7)
         ends += [low, high]
         title = f"{defense} ({place})" if place else defense
         labels.append((y, title, f"{words.signed(-value)} points"))
@@ -171,82 +183,21 @@ def _costs(found: dict[tuple[str, str], Row], width: int, name: str) -> str:
     first, last = min(ends) - margin, max(ends) + margin
     for y, title, points in labels:
         if narrow:
-            _label(axes, first, y - 12, title, "left", size=11)
-            _label(axes, last, y - 12, points, "right", size=10, color=_FAINT)
+            label(axes, first, y - 12, title, "left", size=11)
+            label(axes, last, y - 12, points, "right", size=10, color=FAINT)
         else:
             gap = 0.03 * (last - first)
-            _label(axes, 0, y, title, "margin", weight="bold")
-            _label(axes, last + gap, y, points, "left", size=11)
-    axes.axvline(0, color=_INK, linewidth=1)
+            label(axes, 0, y, title, "margin", weight="bold")
+            label(axes, last + gap, y, points, "left", size=11)
+    axes.axvline(0, color=INK, linewidth=1)
     axes.set_xlim(first, last)
     axes.set_ylim(step * len(found) - (14 if narrow else 12), -16)
-    axes.set_xlabel("points of clean test accuracy lost", color=_FAINT, fontsize=10.5)
-    return _svg(figure, name, "Accuracy cost of each defence: " + ". ".join(spoken) + ".")
-
-
-def _axes(width: float, height: float, *, left: float, right: float) -> tuple[Axes, Any]:
-    """Axes with a vertical grid and no frame; all lengths in CSS pixels."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width / 72, height / 72))
-    bottom = 40
-    axes = figure.add_axes(
-        (left / width, bottom / height, (width - left - right) / width, (height - bottom - 4) / height)
-    )
-    axes.patch.set_visible(False)
-    figure.patch.set_visible(False)
-    for side in ("left", "right", "top", "bottom"):
-        axes.spines[side].set_visible(False)
-    axes.grid(axis="x", color=_FAINT, alpha=0.25, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(axis="x", colors=_FAINT, length=0, labelsize=10.5)
-    axes.set_yticks([])
-    return axes, figure
-
-
-def _label(axes: Axes, x: float, y: float, text: str, side: str, **style: Any) -> None:
-    """Text at data coordinates; side "margin" puts it at the left edge of the picture instead."""
-    from matplotlib.transforms import blended_transform_factory
-
-    where = {}
-    if side == "margin":
-        assert axes.figure is not None
-        where = {"transform": blended_transform_factory(axes.figure.transFigure, axes.transData)}
-        x, side = 0.0, "left"
-    halo = {"facecolor": _PAPER, "edgecolor": "none", "pad": 1.5}  # grid lines stop at the text
-    style = {"size": 12, "color": _INK, "bbox": halo} | where | style
-    axes.text(x, y, text.replace("$", r"\$"), ha=side, va="center", clip_on=False, **style)
+    axes.set_xlabel("points of clean test accuracy lost", color=FAINT, fontsize=10.5)
+    return svg(figure, name, "Accuracy cost of each defence: " + ". ".join(spoken) + ".")
 
 
 def _interval(axes: Axes, y: float, rate: Rate, color: str, marker: str, *, filled: bool) -> None:
     width, size = (2.4, 7.5) if filled else (1.2, 4.5)
     axes.plot([100 * rate.low, 100 * rate.high], [y, y], color=color, linewidth=width, solid_capstyle="butt")
-    face = color if filled else _PAPER
+    face = color if filled else PAPER
     axes.plot([100 * rate.share], [y], marker, color=color, markerfacecolor=face, markersize=size, clip_on=False)
-
-
-def _svg(figure: Any, name: str, spoken: str) -> str:
-    """The figure as one inline <svg>: unique ids, CSS variables as colours, words for screen readers."""
-    import matplotlib as mpl
-
-    out = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
-        figure.savefig(out, format="svg", metadata=nothing)
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
-    text = re.sub(r"(url\(|href=\")#", rf"\1#{name}-", text)
-    for color, variable in _VARIABLES.items():
-        text = text.replace(color, f"var(--{variable})")
-    text = re.sub(r"\s+\n", "\n", re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
-    head = re.match(r"<svg[^>]*>", text)
-    assert head is not None
-    box = re.search(r'viewBox="[^"]+"', head[0])
-    kept = f'{box[0] if box else ""} role="img" aria-label="{_quoted(spoken)}"'
-    return f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {kept}>' + text[head.end() :].strip()
-
-
-def _quoted(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")

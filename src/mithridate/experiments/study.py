@@ -9,22 +9,29 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mithridate.core.progress import quiet
-from mithridate.core.schema import SCHEMA, resolve, to_json
+from mithridate.core.schema import SCHEMA, from_json, resolve, to_json
 from mithridate.experiments.facts import versions
 from mithridate.experiments.files import locked, read_json, write_json
+from mithridate.experiments.job import Job
+from mithridate.experiments.leaks import LeakTrial
 from mithridate.experiments.store import STAGES, Store
-from mithridate.experiments.trial import Trial, run
-from mithridate.poisoning.attacks.no_attack import NoAttack
+from mithridate.experiments.trial import Trial
 
 Pair = tuple[dict[str, Any], dict[str, Any]]
 """trial.json and result.json, read."""
+J = TypeVar("J", bound=Job)
 DONE, BUSY = "done", "busy"
+KINDS: dict[str, tuple[type[Job], str]] = {
+    Trial.kind: (Trial, "poisoning trials"),
+    LeakTrial.kind: (LeakTrial, "inversions of leaks"),
+}
+"""What a folder may hold many of, and its plural."""
 COMPARED_VERSIONS = ("mithridate", "torch")
 """Versions that a folder should hold one of; another is a warning."""
 
@@ -57,7 +64,7 @@ class StudyErrors(RuntimeError):
 
 
 def run_study(
-    trials: Iterable[Trial],
+    trials: Iterable[Job],
     folder: str | Path,
     *,
     map: Map = builtins.map,
@@ -99,7 +106,8 @@ def run_study(
     """
     store = Store(check_folder(Path(folder)))
     named = identify(trials, store, device)
-    register(store, {store.data(trial.data, device).fingerprint for trial in named.values()}, command)
+    fingerprints = {store.data(trial.data, device).fingerprint for trial in named.values()}
+    register(store, fingerprints, command, kind_of(named.values()))
     errors: dict[str, dict[str, str]] = {}
     try:
         with _shown(len(named), sum(store.finished(name) for name in named), progress) as tell:
@@ -122,9 +130,7 @@ def run_study(
     return [store.result(name) for name in named]
 
 
-def run_one(
-    item: tuple[str, Trial], *, store: Store, device: str, keep_models: bool, wait: bool
-) -> str | dict[str, str]:
+def run_one(item: tuple[str, Job], *, store: Store, device: str, keep_models: bool, wait: bool) -> str | dict[str, str]:
     """Runs one trial and stores its result, or its error.
 
     Args:
@@ -146,12 +152,32 @@ def run_one(
             return DONE
         write_json(folder / "trial.json", to_json(trial))
         try:
-            result = run(trial, store, device, keep_models=keep_models)
+            result = trial.run(store, device, keep_models=keep_models)
         except Exception as error:  # whatever an attack or a user's model raises: the other trials go on
             return _store_error(error, name, trial, store)
         write_json(folder / "result.json", result.to_json())
         (folder / "error.json").unlink(missing_ok=True)
     return DONE
+
+
+def kind_of(trials: Iterable[Job]) -> str:
+    """Returns the one kind of some trials.
+
+    Raises:
+        ValueError: There are several.
+    """
+    kinds = sorted({trial.kind for trial in trials}) or [Trial.kind]
+    if len(kinds) > 1:
+        raise ValueError(
+            f"a study holds one kind of trials, but here are {' and '.join(KINDS[kind][1] for kind in kinds)}; run "
+            "each kind into a folder of its own"
+        )
+    return kinds[0]
+
+
+def read_trial(content: dict[str, Any]) -> Job:
+    """Returns the trial that a ``trial.json`` describes, of whatever kind."""
+    return from_json(content, LeakTrial if "client" in content else Trial)
 
 
 def load_results(folder: str | Path) -> list[Pair]:
@@ -180,7 +206,7 @@ def load_errors(folder: str | Path) -> list[dict[str, str]]:
     return [read_json(path) for path in paths if not path.with_name("result.json").exists()]
 
 
-def definition(text: str) -> list[Trial]:
+def definition(text: str) -> list[Job]:
     """Calls a study definition, ``package.module:function``; the current folder is searched too.
 
     Raises:
@@ -191,7 +217,7 @@ def definition(text: str) -> list[Trial]:
     if not callable(function):
         raise TypeError(f"{text} is {type(function).__name__}; a study is a function that returns a list of Trial")
     trials: Any = function()
-    wrong = [trial for trial in trials if not isinstance(trial, Trial)] if isinstance(trials, Sequence) else [trials]
+    wrong = [trial for trial in trials if not isinstance(trial, Job)] if isinstance(trials, Sequence) else [trials]
     if wrong:
         raise TypeError(f"{text} returned {type(wrong[0]).__name__} where a list of Trial was expected")
     return list(trials)
@@ -200,24 +226,27 @@ def definition(text: str) -> list[Trial]:
 # --- order -----------------------------------------------------------------------------------------------------------
 
 
-def identify(trials: Iterable[Trial], store: Store, device: str = "cpu") -> dict[str, Trial]:
+def identify(trials: Iterable[J], store: Store, device: str = "cpu") -> dict[str, J]:
     """Returns the trials by id, each once, in their order. Loads the data: its content is part of the ids."""
     return {store.identity(trial.work(store.data(trial.data, device).fingerprint)): trial for trial in trials}
 
 
-def ordered(trials: dict[str, Trial], store: Store, device: str = "cpu") -> list[tuple[str, Trial]]:
+def ordered(trials: dict[str, J], store: Store, device: str = "cpu") -> list[tuple[str, J]]:
     """Orders trials so that workers rarely wait for each other.
 
-    Clean controls come first, whose victims all trials share; then one trial of each poison; then those that find their
-    poison made.
+    What all share comes first (clean controls, whose victims all trials compare with); then one trial of each piece of
+    shared work (a poison, the model behind a leak); then those that find it made.
     """
     seen: set[str] = set()
 
-    def turn(trial: Trial) -> int:
-        poison = store.identity(trial.poison_work(store.data(trial.data, device).fingerprint))
-        first = poison not in seen
-        seen.add(poison)
-        return 0 if isinstance(trial.attack, NoAttack) else 1 if first else 2
+    def turn(trial: J) -> int:
+        shared = trial.shared_work(store.data(trial.data, device).fingerprint)
+        if shared is None:
+            return 0
+        name = store.identity(shared)
+        first = name not in seen
+        seen.add(name)
+        return 1 if first else 2
 
     turns = {name: turn(trial) for name, trial in trials.items()}
     return sorted(trials.items(), key=lambda item: turns[item[0]])
@@ -243,11 +272,11 @@ def check_folder(folder: Path) -> Path:
     return folder
 
 
-def register(store: Store, fingerprints: set[str], command: str | None) -> None:
+def register(store: Store, fingerprints: set[str], command: str | None, kind: str = Trial.kind) -> None:
     """Compares the folder's ``study.json`` with this study, and writes it.
 
     Raises:
-        ValueError: Other data or another schema; the message names both.
+        ValueError: Other data, another schema or trials of another kind; the message names both.
     """
     path = store.folder / "study.json"
     with locked(path.with_suffix(".lock"), wait=True):
@@ -264,9 +293,15 @@ def register(store: Store, fingerprints: set[str], command: str | None) -> None:
                 f"{store.folder} holds results on data {', '.join(old['fingerprints'])}, but the data now are "
                 f"{', '.join(sorted(fingerprints))}; give another folder (--out), or the data it was made with"
             )
+        if old.get("kind", Trial.kind) != kind and old["fingerprints"]:
+            raise ValueError(
+                f"{store.folder} holds {KINDS[old.get('kind', Trial.kind)][1]}, and these are {KINDS[kind][1]}; give "
+                "another folder (--out)"
+            )
         _compare_versions(store.folder, old["versions"])
         new = {
             "schema": SCHEMA,
+            "kind": kind,
             "fingerprints": sorted(fingerprints | set(old["fingerprints"])),
             "versions": versions(),
             "command": command if command is not None else old.get("command"),
@@ -284,7 +319,7 @@ def _compare_versions(folder: Path, old: dict[str, str]) -> None:
         )
 
 
-def _store_error(error: BaseException, name: str, trial: Trial, store: Store) -> dict[str, str]:
+def _store_error(error: BaseException, name: str, trial: Job, store: Store) -> dict[str, str]:
     content = {
         "trial": name,
         "label": trial.label(),
@@ -296,7 +331,7 @@ def _store_error(error: BaseException, name: str, trial: Trial, store: Store) ->
     return content
 
 
-def _noted(outcome: Any, name: str, trial: Trial, store: Store) -> dict[str, str] | None:
+def _noted(outcome: Any, name: str, trial: Job, store: Store) -> dict[str, str] | None:
     """Returns the error of a trial, stored; None where there is none."""
     if isinstance(outcome, BaseException):  # the worker could not even report it
         write_json(store.trial_folder(name) / "trial.json", to_json(trial))
@@ -308,14 +343,14 @@ def _noted(outcome: Any, name: str, trial: Trial, store: Store) -> dict[str, str
 
 
 @contextlib.contextmanager
-def _shown(total: int, done: int, progress: bool) -> Iterator[Callable[[Trial, dict[str, str] | None], None]]:
+def _shown(total: int, done: int, progress: bool) -> Iterator[Callable[[Job, dict[str, str] | None], None]]:
     """Shows how far a study is: a bar on a terminal, a line per trial elsewhere."""
     console = Console(stderr=True, quiet=not progress, highlight=False, markup=False, soft_wrap=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with quiet(), Progress(*columns, console=console, disable=not (progress and console.is_terminal)) as bar:
         task = bar.add_task("trials", total=total, completed=done)
 
-        def tell(trial: Trial, error: dict[str, str] | None) -> None:
+        def tell(trial: Job, error: dict[str, str] | None) -> None:
             nonlocal done
             done += 1
             bar.update(task, advance=1, description=trial.label())

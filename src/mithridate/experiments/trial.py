@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
@@ -31,8 +31,10 @@ from mithridate.experiments.facts import (
     removed,
     versions,
 )
+from mithridate.experiments.job import Job
 from mithridate.experiments.store import WEIGHTS, Crafted, Store, Stored
 from mithridate.poisoning.attack import Attack
+from mithridate.poisoning.attacks.no_attack import NoAttack
 from mithridate.poisoning.defense import Defense
 from mithridate.poisoning.poison import Poison
 from mithridate.poisoning.threat import Task, ThreatModel
@@ -48,7 +50,7 @@ NOT_RESUMABLE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class Trial(Job):
     """One attack on one case, against one way of training. Everything random follows from its two seeds.
 
     >>> from mithridate import BadNets, Digits, Mixup, Recipe
@@ -58,6 +60,7 @@ class Trial:
     'badnets vs mixup, seed 0'
     """
 
+    kind: ClassVar[str] = "poison"
     data: DataSource
     """Where the images come from."""
     threat: ThreatModel
@@ -139,6 +142,14 @@ class Trial:
         shared = {name: getattr(self, name) for name in names}
         known = {"known_defenses": self.defenses} if self.adaptive else {}
         return shared | known | {"surrogate": self.surrogate or self.learner, "data": fingerprint}
+
+    def shared_work(self, fingerprint: str) -> Any:
+        """Returns the settings of the poison; None for clean controls."""
+        return None if isinstance(self.attack, NoAttack) else self.poison_work(fingerprint)
+
+    def run(self, store: Store, device: str = "cpu", *, keep_models: bool = False) -> TrialResult:
+        """Carries the trial out: see `mithridate.experiments.trial.run`."""
+        return run(self, store, device, keep_models=keep_models)
 
 
 def architectures(learner: Learner) -> set[str]:

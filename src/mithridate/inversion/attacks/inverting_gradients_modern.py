@@ -11,7 +11,7 @@ from mithridate.core.balls import AnyImage
 from mithridate.core.perturbation import minimise
 from mithridate.core.updates import CosineAdam
 from mithridate.inversion.attack import Attempt, Search, grey_noise, labels_of
-from mithridate.inversion.attacks.analytic_linear import features_distance, solved
+from mithridate.inversion.attacks.analytic_linear import EXACT, features_distance, solved
 from mithridate.inversion.labels import Recovery
 from mithridate.inversion.leak import Leak
 from mithridate.inversion.linear import Stack, stack_of
@@ -77,10 +77,10 @@ def last_inputs(leak: Leak, labels: Tensor) -> tuple[Stack, Tensor] | None:
     try:
         whole = stack_of(leak.model, leak.shape)
         last = Stack(whole.layers[-1:], (), None, None)
-        inputs, _ = solved(leak, last, labels)
-    except ValueError:  # no Linear at the end, repeated labels, a gradient that was changed: the search goes on without
+        inputs, residual = solved(leak, last, labels)
+    except ValueError:  # no Linear at the end, or repeated labels: the search goes on without
         return None
-    return last, inputs.to(leak.dtype)
+    return (last, inputs.to(leak.dtype)) if residual <= EXACT else None
 
 
 def _tiled(noise: Tensor, side: int) -> Tensor:

@@ -1,29 +1,23 @@
-"""What the verbs of the command line do: text becomes objects, objects do the work, results are printed.
-
-Separate from `cli.py` because it brings torch.
-"""
+"""What audit and craft do, and what becomes of poisoning trials in other verbs."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
 from mithridate.core.members import members_by
-from mithridate.core.schema import from_json, name_of, parse
+from mithridate.core.schema import name_of, parse
 from mithridate.core.sources import DataSource, source
 from mithridate.core.training import Recipe
 from mithridate.core.workers import processes
 from mithridate.experiments import audit as audits
 from mithridate.experiments.audit import Audit, run_audit
 from mithridate.experiments.cells import CONTROLS
-from mithridate.experiments.files import read_json
 from mithridate.experiments.loader import FILE
 from mithridate.experiments.panels import Panel, dosed, plan_audit
 from mithridate.experiments.plan import plan
@@ -32,18 +26,18 @@ from mithridate.experiments.presets import RECIPES, Preset, preset
 from mithridate.experiments.rehearsal import rehearse
 from mithridate.experiments.report import write_report
 from mithridate.experiments.scenarios import home_scenario, scenario, usual_threat
-from mithridate.experiments.study import definition, load_results
+from mithridate.experiments.study import Pair
 from mithridate.experiments.table import Table, print_table, table
 from mithridate.experiments.trial import Trial
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.defense import Defense
 from mithridate.poisoning.threat import FixedCase
+from mithridate.verbs.terminal import say, start_torch
 
 if TYPE_CHECKING:
-    from mithridate.cli import AuditOptions, CraftOptions, ReportOptions, StudyOptions, TrialOptions
+    from mithridate.cli import AuditOptions, CraftOptions, StudyOptions, TrialOptions
 
-MOST_WORKERS = 8
-"""Worker processes that are started without being asked: each holds a torch of its own in memory."""
+    Running = StudyOptions | TrialOptions
 
 EXAMPLE = 0.25
 """Success rate for which a plan says how many cases would show it."""
@@ -91,40 +85,28 @@ def craft(options: CraftOptions, command: str) -> int:
     return 0
 
 
-def trial(options: TrialOptions, command: str) -> int:
-    """Does what `mithridate trial` says."""
-    workers = start_torch(options.device, options.workers)
-    stored = from_json(read_json(options.file), Trial)
-    done = run_audit(
-        [stored], options.out, workers=workers, device=options.device, keep_models=options.keep_models, command=command
-    )
-    return print_audit(done, command, as_json=options.json)
+# --- what study, trial and report do with poisoning trials -----------------------------------------------------------
 
 
-def study(options: StudyOptions, command: str) -> int:
-    """Does what `mithridate study` says."""
-    workers = start_torch(options.device, options.workers)
-    if options.limit is not None and options.limit < 1:
-        raise ValueError(f"limit is {options.limit}; at least 1 trial is needed")
-    trials = definition(options.function)[: options.limit]
-    if not trials:
-        raise ValueError(f"{options.function} returned no trials")
-    folder = options.out or Path("runs") / options.function.rpartition(".")[2].replace(":", "-").replace("_", "-")
-    if options.plan:
-        rehearse(trials, options.device)
-        return print_plan(trials, folder, workers, options.device, [len({trial.seed for trial in trials})])
+def run_poisonings(trials: Sequence[Trial], folder: Path, workers: int, options: Running, command: str) -> int:
+    """Runs poisoning trials and prints their table."""
     done = run_audit(
         trials, folder, workers=workers, device=options.device, keep_models=options.keep_models, command=command
     )
     return print_audit(done, command, as_json=options.json)
 
 
-def report(options: ReportOptions, command: str) -> int:
-    """Does what `mithridate report` says."""
-    pairs = load_results(options.folder)
-    path = write_report(options.folder, options.out)
-    print_results(table(pairs), as_json=options.json)
-    say(f"report: {path}", aside=options.json)
+def plan_poisonings(trials: Sequence[Trial], folder: Path, workers: int, device: str) -> int:
+    """Rehearses poisoning trials and says what would run."""
+    rehearse(trials, device)
+    return print_plan(trials, folder, workers, device, [len({trial.seed for trial in trials})])
+
+
+def report_poisonings(pairs: Sequence[Pair], folder: Path, out: Path | None, *, as_json: bool) -> int:
+    """Writes the report of a folder of poisoning trials and prints their table."""
+    path = write_report(folder, out)
+    print_results(table(pairs), as_json=as_json)
+    say(f"report: {path}", aside=as_json)
     return 0
 
 
@@ -205,29 +187,7 @@ def _stack(text: str) -> tuple[Defense, ...]:
     return tuple(parse(Defense, name) for name in text.split("+"))
 
 
-def start_torch(device: str, workers: int | None) -> int:
-    """Checks the device and returns the number of worker processes, by default one per core.
-
-    This process computes with one thread, like every worker: so results do not depend on who computed them.
-    """
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers is {workers}; at least 1 is needed")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used ({reason}); the CPU always can: --device cpu") from error
-    torch.set_num_threads(1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return workers or (min(cores, MOST_WORKERS) if device == "cpu" else 1)
-
-
 # --- from results to text --------------------------------------------------------------------------------------------
-
-
-def say(text: str, *, aside: bool = False) -> None:
-    """Prints a line as it is, on standard error where standard output is for a program."""
-    Console(stderr=aside, highlight=False, markup=False, emoji=False, soft_wrap=True).print(text)
 
 
 def print_plan(trials: Sequence[Trial], folder: Path, workers: int, device: str, counts: Sequence[int]) -> int:
