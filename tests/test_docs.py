@@ -56,7 +56,9 @@ def test_the_example_defence_adds_its_transform(
     assert len(learner.fit([digits[0]], [0]).models) == 1
 
 
-@pytest.mark.parametrize("family", [mi.Attack, mi.Defense], ids=lambda family: family.__name__)
+@pytest.mark.parametrize(
+    "family", [mi.Attack, mi.Defense, mi.Inversion, mi.LeakDefense], ids=lambda family: family.__name__
+)
 def test_the_readme_names_every_method(family: type) -> None:
     named = set(re.findall(r"`([a-z0-9-]+)`", (ROOT / "README.md").read_text()))
     assert set(choices(family)) <= named
@@ -75,6 +77,6 @@ def test_links_between_files_lead_somewhere(page: Path) -> None:
 
 def test_the_architecture_names_every_module() -> None:
     tree = (ROOT / "docs" / "architecture.md").read_text()
-    folders = ("core", "poisoning", "experiments")
+    folders = ("core", "poisoning", "inversion", "experiments")
     modules = [path.name for folder in folders for path in (ROOT / "src" / "mithridate" / folder).glob("*.py")]
     assert [name for name in modules if name != "__init__.py" and name not in tree] == []

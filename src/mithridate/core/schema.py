@@ -29,7 +29,7 @@ from typing import Any, ClassVar, TypeVar
 
 import cattrs
 
-from mithridate.core.spelling import nearest as nearest, split as _split
+from mithridate.core.spelling import nearest as nearest, split as _split, spoken
 
 SCHEMA = 1
 """Version of everything written to disk; part of every identity."""
@@ -276,11 +276,11 @@ def class_of(base: type[T], name: str) -> type[T]:
     if ":" in name:
         found = resolve(name)
         if not (isinstance(found, type) and issubclass(found, base)):
-            raise ValueError(f"{name!r} is no {base.__name__.lower()}; it must name a subclass of {base.__name__}")
+            raise ValueError(f"{name!r} is no {spoken(base)}; it must name a subclass of {base.__name__}")
         return found
     known = choices(base)
     if name not in known:
-        raise ValueError(f"no {base.__name__.lower()} is called {name!r}; {nearest(name, known)}")
+        raise ValueError(f"no {spoken(base)} is called {name!r}; {nearest(name, known)}")
     return known[name]
 
 
@@ -288,13 +288,13 @@ def _structure_choice(data: Any, base: type) -> Any:
     if isinstance(data, str):
         return parse(base, data)
     if not isinstance(data, dict):
-        raise ValueError(f"expected a {base.__name__.lower()} by name or with its settings, got {data!r}")
+        raise ValueError(f"expected a {spoken(base)} by name or with its settings, got {data!r}")
     data = dict(data)
     name = data.pop("type", None)
     if name is None and not inspect.isabstract(base):
         return _structure_dataclass(data, base)
     if not isinstance(name, str):
-        raise ValueError(f"a {base.__name__.lower()} needs its 'type'; {nearest('', choices(base))}")
+        raise ValueError(f"a {spoken(base)} needs its 'type'; {nearest('', choices(base))}")
     cls = class_of(base, name)
     if hasattr(cls, "from_json_settings"):
         return cls.from_json_settings(data)

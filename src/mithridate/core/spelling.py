@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 LISTED = 24
@@ -35,3 +36,12 @@ def split(text: str, mark: str = ",") -> list[str]:
             parts.append(text[start:position])
             start = position + 1
     return [part for part in (*parts, text[start:]) if part]
+
+
+def spoken(family: type) -> str:
+    """Returns the name of a family of choices as a sentence has it.
+
+    >>> spoken(type("LeakDefense", (), {}))
+    'leak defense'
+    """
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", family.__name__).lower()

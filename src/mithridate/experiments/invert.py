@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ def invert(
         cases: Batches per cell, the same ones in every cell of equal size.
         seed: First seed of the cases; case i uses seed + i.
         out: Results folder. The same call resumes.
-        workers: Worker processes of one thread each; 1: this process, with the threads it has.
+        workers: Worker processes of one thread each; 1: this process, with the threads it has. They share out the
+            cases; of a single case, the restarts.
         device: Where models run.
         command: What to run to repeat this, for the report.
 
@@ -140,6 +142,8 @@ def plan_invert(
     """
     if cases < 1:
         raise ValueError(f"cases is {cases}; at least one batch of images is needed")
+    if not attacks or not batches:
+        raise ValueError(f"no {'batch size' if attacks else 'attack'} is named; name one or more, or leave them out")
     stacks = [(), *((one,) if isinstance(one, LeakDefense) else tuple(one) for one in defenses)]
     cells = [
         LeakTrial(
@@ -177,8 +181,10 @@ def run_invert(
     folder = Path(out)
     rehearse_leaks(trials, device)
     work: Map = builtins.map if workers == 1 else processes(workers)
+    alone = workers > 1 and len(trials) == 1  # then workers share out its restarts
     try:
-        pairs = run_study(trials, folder, map=work, device=device, command=command)
+        with members_by(work) if alone else nullcontext():
+            pairs = run_study(trials, folder, map=builtins.map if alone else work, device=device, command=command)
     except RuntimeError:  # of failed trials: what is finished is worth a report
         if (folder / "trials").is_dir() and load_results(folder):
             write_leak_report(folder)
@@ -192,7 +198,7 @@ def finished_inversions(folder: Path, pairs: Sequence[Pair]) -> Inverted:
 
 
 def rehearse_leaks(trials: Iterable[LeakTrial], device: str = "cpu") -> None:
-    """Finds what no trial could run with, in seconds: every attack takes one step against an untrained model.
+    """Finds what no trial could run with, in seconds: every attack takes one step against a model before its training.
 
     Raises:
         ValueError, TypeError: What a trial would raise.
@@ -201,8 +207,8 @@ def rehearse_leaks(trials: Iterable[LeakTrial], device: str = "cpu") -> None:
 
 
 def one_step(trial: LeakTrial, data: DataSets, steps: int) -> None:
-    """Inverts a leak of the untrained model with few steps."""
-    model = replace(trial.recipe, start_from=None, trainable="all", fresh_head=False).module(data.train, 0).eval()
+    """Inverts a leak of the model that training starts from, with few steps."""
+    model = trial.recipe.module(data.train, 0).eval()
     rows = trial.rows(data.test)
     _, known = trial.leaks(model, data.test.floats(rows), data.test.labels_of(rows))
     brief: Any = trial.attack
@@ -276,6 +282,8 @@ def write_reconstruction(folder: Path, leak: Leak, attack: Inversion, found: Rec
 
     folder.mkdir(parents=True, exist_ok=True)
     pixels = to_bytes(found.images).cpu().contiguous()
+    for old in folder.glob("image-*-class-*.png"):  # of an earlier reconstruction, perhaps with other labels
+        old.unlink()
     for number, image in enumerate(pixels):
         plane = image[0] if len(image) != 3 else image.permute(1, 2, 0)
         Image.fromarray(plane.contiguous().numpy()).save(

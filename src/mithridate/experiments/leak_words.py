@@ -114,7 +114,7 @@ def _best(rows: Sequence[LeakRow]) -> tuple[float, float]:
 def title(rows: Sequence[LeakRow]) -> str:
     """Models and data of a study."""
     names = [sorted({getattr(row, name) for row in rows}) for name in ("model", "data")]
-    return " on ".join("; ".join(name) for name in names) if rows else "no finished trials"
+    return ", on ".join("; ".join(name) for name in names) if rows else "no finished trials"
 
 
 # --- the headline ----------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def grey_noise(leak: Leak, rng: torch.Generator) -> Tensor:
     The deviation is 0.25: noise of deviation 1 in the normalised pixels of common data sets.
     """
     noise = torch.randn(leak.count, *leak.shape, generator=rng)
-    return (0.5 + 0.25 * noise).to(leak.device, leak.dtype).contiguous(memory_format=torch.channels_last)
+    return (0.5 + 0.25 * noise).to(leak.device, leak.dtype)
 
 
 def labels_of(leak: Leak, recovery: Recovery) -> Tensor:

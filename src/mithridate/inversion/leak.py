@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -247,6 +248,8 @@ class Leak:
         """
         from safetensors import SafetensorError, safe_open
 
+        if not Path(path).is_file():
+            raise FileNotFoundError(errno.ENOENT, "there is no such file; Leak.save writes one", str(path))
         try:
             with safe_open(path, framework="pt") as stored:
                 metadata = stored.metadata() or {}

@@ -87,5 +87,4 @@ def _tiled(noise: Tensor, side: int) -> Tensor:
     """Repeats the upper left patch of each image over the image."""
     height, width = noise.shape[2:]
     repeats = (1, 1, -(-height // side), -(-width // side))
-    tiled = noise[:, :, :side, :side].repeat(repeats)[:, :, :height, :width]
-    return tiled.contiguous(memory_format=torch.channels_last)
+    return noise[:, :, :side, :side].repeat(repeats)[:, :, :height, :width].contiguous()
