@@ -42,7 +42,7 @@ def page(text) -> Page:
 
 @pytest.fixture(scope="module")
 def rows(study):
-    return collect_leaks(study).table.rows
+    return collect_leaks(study).made.rows
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def test_names_in_plots_are_escaped(tmp_path):
 
 
 def test_every_sentence_of_the_table_is_in_it(study, page, rows):
-    table = collect_leaks(study).table
+    table = collect_leaks(study).made
     for sentence in (leak_words.headline(rows), *table.verdict(), *table.defenses()):
         assert sentence in page.whole
     assert "mithridate invert --data digits --model convnet --batch 1 4 8" in page.whole
@@ -175,7 +175,7 @@ def test_single_images_go_from_best_to_worst_and_are_the_stored_pixels(tmp_path)
         done, images = made.measured(settings, pool, 0.2 + 0.05 * ((7 * seed) % 13))
         made.put(tmp_path, settings, done, images)
         stored[seed], psnr[seed] = images, done["outcome"]["psnr"][0]
-    (sheet,), left_out = sheets(collect_leaks(tmp_path).table.rows, tmp_path)
+    (sheet,), left_out = sheets(collect_leaks(tmp_path).made.rows, tmp_path)
     assert left_out == 0
     (strip,) = sheet.strips
     (group,) = strip.groups

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from mithridate.experiments.leak_grids import SHOWN, sheets
 from mithridate.experiments.leak_maps import leak_maps
 from mithridate.experiments.leak_table import LeakRow, LeakTable, leak_table
 from mithridate.experiments.power import fewest_pairs
-from mithridate.experiments.reading import gather
+from mithridate.experiments.reading import Gathered, gather
 
 SPELT_OUT = 6
 """Up to this many verdicts are read one by one; of more, each attack is summed up first."""
@@ -25,17 +24,6 @@ OPEN_SHEETS = 2
 """Sheets of images that are open; more are folded."""
 PARTS = ("data", "model", "attack", "client", "defence")
 """What has settings, in the order in which a report lists them."""
-
-
-@dataclass
-class LeakCollected:
-    """What a results folder holds of gradient inversion."""
-
-    pairs: list[Pair] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    """Trials that failed, did not finish, cannot be read or are none of gradient inversion: one line each."""
-    study: dict[str, Any] = field(default_factory=dict)
-    table: LeakTable = field(default_factory=lambda: LeakTable(()))
 
 
 def write_leak_report(folder: str | Path, out: str | Path | None = None) -> Path:
@@ -58,23 +46,22 @@ def write_leak_report(folder: str | Path, out: str | Path | None = None) -> Path
     return pages.write(render_leaks(collect_leaks(folder), folder), path)
 
 
-def collect_leaks(folder: Path) -> LeakCollected:
+def collect_leaks(folder: Path) -> Gathered[LeakTable]:
     """Read all trials of a results folder.
 
     Raises:
         ValueError: There are no trials in it.
     """
-    found = gather(folder, leak_table, _stranger)
-    return LeakCollected(found.pairs, found.problems, found.study, found.made)
+    return gather(folder, leak_table, _stranger)
 
 
 def _stranger(pair: Pair) -> str | None:
     return None if is_leak(pair[0]) else "a trial that is none of gradient inversion: it has its own report"
 
 
-def render_leaks(collected: LeakCollected, folder: Path) -> str:
+def render_leaks(collected: Gathered[LeakTable], folder: Path) -> str:
     """The page as text."""
-    table = collected.table
+    table = collected.made
     rows = table.rows
     comparisons = max((row.gain.comparisons for row in rows), default=0)
     shown, left_out = sheets(rows, folder)
