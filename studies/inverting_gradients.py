@@ -64,7 +64,8 @@ def attacks() -> list[mi.LeakTrial]:
     for name, recipe in networks().items():
         trials += cell(recipe, modern)
         if "lenet" in name:
-            trials += cell(recipe, mi.DeepLeakage(line_search=True)) + cell(recipe, mi.DeepLeakage())
+            for line_search in (False, True):
+                trials += cell(recipe, mi.DeepLeakage(steps=100, line_search=line_search))
         else:
             trials += cell(recipe, mi.GradInversion(**SEARCH))
     perceptron = replace(small_recipe(), model="mlp", learning_rate=0.03, epochs=20)

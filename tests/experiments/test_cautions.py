@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mithridate.experiments import cautions as said
+from mithridate.experiments import cautions as said, leak_cautions
 from mithridate.experiments.cautions import FROM_NUMBERS, FROM_TRIALS, KINDS, OTHER, cautions, kind_of
 from mithridate.experiments.table import table
 from tests.experiments import grids, synthetic as made
@@ -126,8 +126,17 @@ def test_warnings_of_trials_are_shown_once_with_their_attacks():
 
 def test_the_document_explains_every_kind_in_the_same_words_and_no_other():
     text = (ROOT / "docs" / "warnings.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `([a-z-]+)` \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
-    assert rows == [(kind.name, kind.meaning, kind.action) for kind in KINDS]
+    before, _, text = text.partition("## Cautions about inverted gradients\n")
+    leaks, _, after = text.partition("\n## ")
+    for part, kinds in ((before + after, KINDS), (leaks, leak_cautions.KINDS)):
+        rows = re.findall(r"^\| `([a-z-]+)` \| (.+?) \| (.+?) \|$", part, re.MULTILINE)
+        assert rows == [(kind.name, kind.meaning, kind.action) for kind in kinds]
+
+
+def test_every_kind_of_the_inversion_report_can_be_raised():
+    assert set(leak_cautions._LOOKS) == {kind.name for kind in leak_cautions.KINDS}
+    assert len({kind.name for kind in leak_cautions.KINDS}) == len(leak_cautions.KINDS)
+    assert all(kind.meaning.endswith(".") and kind.action.endswith(".") for kind in leak_cautions.KINDS)
 
 
 def test_every_kind_has_a_name_of_its_own_and_can_be_raised():

@@ -90,7 +90,7 @@ def test_too_few_images_or_classes_are_named() -> None:
     few = Digits(train=1790).load()[1]
     with pytest.raises(ValueError, match="shares 8 images, but the test set has 7; use a smaller batch"):
         leak_trial(8).rows(few)
-    with pytest.raises(ValueError, match="11 images with different labels needs 11 classes, but .* has 10"):
+    with pytest.raises(ValueError, match=r"11 images with different labels needs 11 classes, but .* has 10"):
         leak_trial(11, distinct=True).rows(TEST)
 
 
@@ -208,7 +208,7 @@ def test_the_control_is_the_mean_of_the_other_candidates(store: Store) -> None:
 def test_there_are_no_more_candidates_than_images(store: Store) -> None:
     assert leak_trial(candidates=10**6).run(store).outcome["candidates"] == len(TRAIN) + len(TEST)
     assert leak_trial(candidates=7).run(store).outcome["candidates"] == 7
-    with pytest.raises(ValueError, match="candidates is 1; .* at least one other"):
+    with pytest.raises(ValueError, match=r"candidates is 1; .* at least one other"):
         leak_trial(candidates=1)
 
 
@@ -252,6 +252,20 @@ def test_the_result_has_the_agreed_form(store: Store) -> None:
     assert content["guarantees"][0]["values"]["epsilon"] > 0
     assert content["seconds"].keys() == {"model", "share", "attack", "evaluate"}
     assert content["data"]["test"] == len(TEST)
+
+
+def test_the_id_follows_the_settings_and_the_images_but_not_their_place(store: Store) -> None:
+    trial = leak_trial(2)
+    settings = {"seed": 1, "model_seed": 1, "candidates": 9, "adaptive": True, "distinct": True}
+    others = [replace(trial, **{name: value}) for name, value in settings.items()]
+    others += [replace(trial, attack=Spy(warns="so")), replace(trial, recipe=replace(RECIPE, batch_size=10))]
+    others += [replace(trial, defenses=(Sparsify(),)), leak_trial(3)]
+    fingerprint = store.data(DATA).fingerprint
+    names = {store.identity(one.work(fingerprint)) for one in (trial, *others)}
+    assert len(names) == 1 + len(others)
+    moved = replace(trial, data=Digits(train=200))  # as if the same images lay elsewhere
+    assert store.identity(moved.work(fingerprint)) == store.identity(trial.work(fingerprint))
+    assert store.identity(trial.work("other images")) not in names
 
 
 def test_warnings_are_kept_once(store: Store) -> None:

@@ -79,6 +79,21 @@ def test_a_client_that_normalises_outside_its_model_gets_a_layer_in_front() -> N
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(inside, leak.tensors, strict=True))
 
 
+def test_a_list_of_weights_may_lack_what_a_layer_in_front_holds() -> None:
+    inner = normed().eval()
+    whole = nn.Sequential(Normalize([0.5] * 3, [0.25] * 3), inner)
+    before, names = inner.state_dict(), dict(inner.named_parameters())
+    after = [value - 0.5 if name in names else value for name, value in before.items()]
+    sharing = Update(steps=1, rate=0.1)
+    leak = Leak.from_weights(whole, list(before.values()), after, sharing=sharing, **facts())
+    assert {name: value.unique().item() for name, value in leak.shared.items()} == dict.fromkeys(
+        [f"1.{name}" for name in names], pytest.approx(0.5)
+    )
+    assert torch.equal(leak.model.state_dict()["1.1.running_mean"], before["1.running_mean"])
+    with pytest.raises(ValueError, match="8 weights came in a list, but the model has 11 or 9 or 6; send all"):
+        Leak.from_weights(whole, list(before.values())[:-1], after, sharing=sharing, **facts())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -171,6 +171,13 @@ FROM_TRIALS = (
         "Write the function in a file and give it as `package.module:function`.",
         r"not resumable",
     ),
+    Kind(
+        "unsolved",
+        "The equations of `analytic-linear` have no exact solution: a defence changed the gradient, the batch held "
+        "something else than was assumed, or the labels are wrong.",
+        "Read its images as a least-squares answer; where the labels were recovered, run it with known ones as well.",
+        r"solved with a relative error",
+    ),
 )
 OTHER = Kind("other", "Raised while a trial ran, by this program or a library; shown as it came.", "Read the message.")
 KINDS = (*FROM_NUMBERS, *FROM_TRIALS, OTHER)

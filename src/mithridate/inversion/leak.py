@@ -155,7 +155,7 @@ class Leak:
         Raises:
             ValueError: Names, numbers or shapes that are not those of the model.
         """
-        shared = _named(gradients, list(trainable(model)), "gradients")
+        shared = _named(gradients, [list(trainable(model))], "gradients")
         known = None if labels is None else torch.as_tensor(labels)
         return cls(model, _like(model, shared), count, shape, classes, sharing, known)
 
@@ -176,8 +176,8 @@ class Leak:
 
         Args:
             model: The client's architecture; a copy of it gets the weights before.
-            before: Arrays by name as in ``state_dict()``, or a list in that order (as federated frameworks send them)
-                or in that of the parameters.
+            before: Arrays by name as in ``state_dict()``, or a list in that order (as federated frameworks send them),
+                without what a `Normalize` holds if the client has none, or in that of the parameters.
             after: The same, after local training.
             sharing: Steps, learning rate and batch size of the client.
             count: Images the client trained on.
@@ -193,8 +193,8 @@ class Leak:
                 "an update comes from local training, and without the number of its steps nobody can compute what "
                 "images would have made of it; give sharing=Update(steps=..., rate=..., batch_size=...)"
             )
-        state, parameters = list(model.state_dict()), [name for name, _ in model.named_parameters()]
-        first, last = (_named(arrays, state, "weights", parameters) for arrays in (before, after))
+        orders = _orders(model)
+        first, last = (_named(arrays, orders, "weights") for arrays in (before, after))
         started = copy.deepcopy(model)
         _load(started, first)
         wanted = list(trainable(model))
@@ -337,14 +337,27 @@ def _like(model: nn.Module, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: _tensor(array).to(first.device, first.dtype) for name, array in arrays.items()}
 
 
-def _named(arrays: Arrays, names: Sequence[str], what: str, others: Sequence[str] = ()) -> dict[str, Any]:
-    """Gives arrays that come in an order their names: `names`, or `others` where the number is theirs."""
+def _orders(model: nn.Module) -> list[list[str]]:
+    """The orders in which clients list a model's weights: its state, that of a client that normalises outside its
+    model, its parameters."""
+    state = list(model.state_dict())
+    ours = {
+        f"{name}.{buffer}" if name else buffer
+        for name, part in model.named_modules()
+        if isinstance(part, models.Normalize)
+        for buffer, _ in part.named_buffers()
+    }
+    return [state, [name for name in state if name not in ours], [name for name, _ in model.named_parameters()]]
+
+
+def _named(arrays: Arrays, orders: Sequence[Sequence[str]], what: str) -> dict[str, Any]:
+    """Gives arrays that come in a list their names: those of the first order that is as long."""
     if isinstance(arrays, Mapping):
         return dict(arrays)
-    for order in (names, others):
-        if order and len(arrays) == len(order):
+    for order in orders:
+        if len(arrays) == len(order):
             return dict(zip(order, arrays, strict=True))
-    counts = " or ".join(str(len(order)) for order in (names, others) if order)
+    counts = " or ".join(dict.fromkeys(str(len(order)) for order in orders))
     raise ValueError(
         f"{len(arrays)} {what} came in a list, but the model has {counts}; send all of them in the model's order, or a "
         "mapping from name to array"

@@ -46,7 +46,7 @@ def invert(options: InvertOptions, command: str) -> int:
     trials = plan_invert(
         data,
         recipes(options),
-        batches=options.batch or inverting.BATCHES,
+        batches=inverting.BATCHES if options.batch is None else options.batch,
         attacks=attacks,
         defenses=inverting.DEFENSES if options.defenses is None else [_stack(text) for text in options.defenses],
         adaptive=options.adaptive,
@@ -159,7 +159,7 @@ def plan_leaks(trials: Sequence[LeakTrial], folder: Path, workers: int, device: 
     total = sum(seconds[replace(trial, seed=0)] for trial in left.values())
     fits = sum(bool(recipe.epochs) for recipe in {trial.recipe for trial in trials})
     cells = len({replace(trial, seed=0) for trial in trials})
-    say(f"{len(trials)} inversions in {cells} cells; {len(trials) - len(left)} are finished")
+    say(f"{len(trials)} inversions in {cells} cell{'s' * (cells != 1)}; {len(trials) - len(left)} are finished")
     say(f"{fits} model{'s' * (fits != 1)} to train, then about {_duration(total / workers)} of inversion")
     say(f"on {workers} worker{'s' * (workers > 1)} ({device}), into {folder}")
     return 0
