@@ -25,7 +25,6 @@ from mithridate import cli
 from mithridate.core.schema import choices, to_json
 from mithridate.core.sources import Digits
 from mithridate.core.training import Recipe
-from mithridate.experiments import study
 from mithridate.experiments.trial import Trial
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.attacks.badnets import BadNets
@@ -360,7 +359,7 @@ def test_json_is_all_there_is_on_standard_output(run) -> None:
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
     run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    real, runs = study.run, []
+    real, runs = Trial.run, []
 
     def interrupted(trial, *rest, **settings):
         if len(runs) == 2:
@@ -368,7 +367,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
         runs.append(trial)
         return real(trial, *rest, **settings)
 
-    monkeypatch.setattr(study, "run", interrupted)
+    monkeypatch.setattr(Trial, "run", interrupted)
     said = run("audit", *BADNETS)
     assert said.code == 130
     assert "2 of 9 trials are finished in runs/audit" in said.err
@@ -376,21 +375,21 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/audit/trials/*/result.json")}
     assert len(done) == 2
 
-    monkeypatch.setattr(study, "run", real)
+    monkeypatch.setattr(Trial, "run", real)
     assert run("audit", *BADNETS).code == 0
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert len(list(tmp_path.glob("runs/audit/trials/*/result.json"))) == 9
 
 
 def test_failed_trials_are_listed_and_the_others_stay(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    real = study.run
+    real = Trial.run
 
     def sometimes(trial, *rest, **settings):
         if trial.seed == 1:
             raise RuntimeError("no space left")
         return real(trial, *rest, **settings)
 
-    monkeypatch.setattr(study, "run", sometimes)
+    monkeypatch.setattr(Trial, "run", sometimes)
     said = run("audit", *BADNETS)
     assert said.code == 1
     assert "error: 3 of 9 trials failed; 6 are finished in runs/audit" in said.err
@@ -437,7 +436,7 @@ def test_images_of_the_user_are_audited(run, tmp_path: Path) -> None:
 
 def test_a_preset_keeps_its_dose_for_an_attack_named_alone(run) -> None:
     from mithridate.experiments.presets import digits_audit
-    from mithridate.verbs import audit_panels
+    from mithridate.verbs.pipelines import audit_panels
 
     by_attack = {type(panel.attack).__name__: panel for panel in digits_audit()}
     (named,), _ = audit_panels(cli.AuditOptions(attacks=("witches-brew",)))

@@ -260,6 +260,7 @@ MISTAKES = {
     "unknown defence": (["--defenses", "sparsfy"], "'sparsfy'; did you mean sparsify?"),
     "misspelt setting": (["--attacks", "deep-leakage:step=9"], "no setting 'step'; did you mean steps?"),
     "no attacks": (["--attacks"], "no attack is named"),
+    "no batch sizes": (["--batch"], "no batch size is named"),
     "random weights and given ones": (["--untrained", "--start-from", "weights.safetensors"], "choose one"),
     "no such weights": (["--start-from", "none.safetensors", "--defenses"], "none.safetensors"),
     "larger than the test set": ([*TINY, "--batch", "900", "--defenses"], "but the test set has 797; use a smaller"),

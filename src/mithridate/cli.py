@@ -263,7 +263,7 @@ VERBS: dict[str, type] = {
     "study": StudyOptions,
     "report": ReportOptions,
 }
-"""What each verb is told; what it does is the function of the same name in `verbs.py`."""
+"""What each verb is told; what it does is the function of the same name in `verbs`."""
 
 
 # --- the door --------------------------------------------------------------------------------------------------------

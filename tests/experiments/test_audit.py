@@ -20,6 +20,7 @@ from mithridate.experiments.loader import write_loader
 from mithridate.experiments.panels import dosed, plan_audit
 from mithridate.experiments.rehearsal import rehearse
 from mithridate.experiments.study import StudyErrors
+from mithridate.experiments.trial import Trial
 from mithridate.poisoning.attacks.badnets import BadNets
 from mithridate.poisoning.attacks.no_attack import NoAttack
 from mithridate.poisoning.attacks.poison_frogs import PoisonFrogs
@@ -205,7 +206,7 @@ def test_an_audit_has_a_row_per_cell_and_a_report(finished) -> None:
 
 
 def test_the_same_audit_resumes(finished, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "run", lambda *_, **__: pytest.fail("a finished trial ran again"))
+    monkeypatch.setattr(Trial, "run", lambda *_, **__: pytest.fail("a finished trial ran again"))
     again = audit(RECIPE, DATA, attacks=[BadNets()], defenses=[Mixup()], trials=3, clean_victims=2, out=finished.folder)
     assert str(again.table) == str(finished.table)
 
@@ -243,14 +244,14 @@ def test_there_is_no_loader_without_stored_victims(tmp_path: Path) -> None:
 
 
 def test_failed_trials_do_not_cost_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = study.run
+    real = Trial.run
 
     def sometimes(trial, *args, **settings):
         if trial.seed == 1:
             raise RuntimeError("the disk is full")
         return real(trial, *args, **settings)
 
-    monkeypatch.setattr(study, "run", sometimes)
+    monkeypatch.setattr(Trial, "run", sometimes)
     with pytest.raises(StudyErrors, match="the disk is full"):
         run_audit(first(BadNets()), tmp_path / "out")
     assert "the disk is full" in (tmp_path / "out" / "report.html").read_text()

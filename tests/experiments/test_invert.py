@@ -57,7 +57,7 @@ def test_every_model_attack_and_batch_is_met_with_no_defence_and_with_each() -> 
 
 def test_all_cells_have_the_same_seeds_and_model() -> None:
     trials = plan_invert(DATA, [RECIPE], cases=3, seed=5)
-    assert {count for count in Counter(trial.seed for trial in trials).values()} == {8}
+    assert set(Counter(trial.seed for trial in trials).values()) == {8}
     assert {trial.seed for trial in trials} == {5, 6, 7}
     assert {trial.model_seed for trial in trials} == {0}
 

@@ -1,4 +1,4 @@
-"""Studies of either kind of trial: one kind in one folder, read back as what it was, run in an order without waiting."""
+"""Studies of either kind of trial: one kind in one folder, read back as what it was, run in a good order."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_study_holds_one_kind() -> None:
 def test_a_folder_of_the_other_kind_is_left_alone(first, second, tmp_path: Path) -> None:
     run_study([first], tmp_path, progress=False)
     before = (tmp_path / "study.json").read_text()
-    with pytest.raises(ValueError, match="and these are .*give another folder"):
+    with pytest.raises(ValueError, match=r"and these are .*give another folder"):
         run_study([second], tmp_path, progress=False)
     assert (tmp_path / "study.json").read_text() == before
     assert len(list((tmp_path / "trials").iterdir())) == 1

@@ -23,6 +23,11 @@ from mithridate.core.schema import SCHEMA
 from mithridate.core.training import Fitted
 from mithridate.poisoning.poison import Poison
 
+NOT_RESUMABLE = (
+    "a setting is a lambda or a local function, which has no name in another process: these results are not resumable; "
+    "write it as package.module:function"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:

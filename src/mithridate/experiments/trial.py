@@ -21,6 +21,7 @@ from mithridate.core.sources import DataSource
 from mithridate.core.states import Stage, TrainingState
 from mithridate.core.training import Fitted, Learner, Recipe, Watch, Wrapper
 from mithridate.experiments.facts import (
+    NOT_RESUMABLE,
     TrialResult,
     caught_warnings,
     data_facts,
@@ -43,10 +44,6 @@ __all__ = ["Trial", "TrialResult", "run", "surrogate_of", "victim_seeds", "wrap"
 
 WRAPPING = ("filter", "vote", "purification", "guard")
 """Kinds of defences that wrap a learner; the others change its recipe."""
-NOT_RESUMABLE = (
-    "a setting is a lambda or a local function, which has no name in another process: these results are not resumable; "
-    "write it as package.module:function"
-)
 
 
 @dataclass(frozen=True, kw_only=True)

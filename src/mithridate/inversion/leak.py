@@ -11,19 +11,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mithridate.core import models
+from mithridate.core.classifier import Classifier
 from mithridate.core.gradient_rules import trainable
 from mithridate.core.schema import SCHEMA, from_json, to_json
+from mithridate.inversion.arrays import (
+    Arrays,
+    as_tensors,
+    check_labels,
+    check_shared,
+    listed,
+    load_into,
+    named,
+    orders_of,
+    tensor_of,
+)
 from mithridate.inversion.filters import Filter
 from mithridate.inversion.sharing import Gradient, Sharing, Update
-
-Arrays = Mapping[str, Any] | Sequence[Any]
-"""Tensors or numpy arrays: by parameter name, or in the order of the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +80,10 @@ class Leak:
             raise TypeError(f"model is {type(self.model).__name__}; a leak needs the torch.nn.Module it comes from")
         if self.count < 1:
             raise ValueError(f"count is {self.count}; at least one image is behind a gradient")
-        _check_shared(self.model, self.shared)
+        check_shared(self.model, self.shared)
         models.check_logits("the model", self.model, self.classes, self.shape, "give shape and classes of the client")
         if self.labels is not None:
-            _check_labels(self.labels, self.count, self.classes)
+            check_labels(self.labels, self.count, self.classes)
         if isinstance(self.sharing, Update):
             list(self.sharing.rows(self.count))
 
@@ -155,9 +163,9 @@ class Leak:
         Raises:
             ValueError: Names, numbers or shapes that are not those of the model.
         """
-        shared = _named(gradients, [list(trainable(model))], "gradients")
+        shared = named(gradients, [list(trainable(model))], "gradients")
         known = None if labels is None else torch.as_tensor(labels)
-        return cls(model, _like(model, shared), count, shape, classes, sharing, known)
+        return cls(model, as_tensors(model, shared), count, shape, classes, sharing, known)
 
     @classmethod
     def from_weights(
@@ -193,17 +201,17 @@ class Leak:
                 "an update comes from local training, and without the number of its steps nobody can compute what "
                 "images would have made of it; give sharing=Update(steps=..., rate=..., batch_size=...)"
             )
-        orders = _orders(model)
-        first, last = (_named(arrays, orders, "weights") for arrays in (before, after))
+        orders = orders_of(model)
+        first, last = (named(arrays, orders, "weights") for arrays in (before, after))
         started = copy.deepcopy(model)
-        _load(started, first)
+        load_into(started, first)
         wanted = list(trainable(model))
         missing = [name for name in wanted if name not in last]
         if missing:
-            raise ValueError(f"the weights after the round lack {_listed(missing)}; send all trained parameters")
-        moved = {name: _tensor(first[name]).double() - _tensor(last[name]).double() for name in wanted}
+            raise ValueError(f"the weights after the round lack {listed(missing)}; send all trained parameters")
+        moved = {name: tensor_of(first[name]).double() - tensor_of(last[name]).double() for name in wanted}
         known = None if labels is None else torch.as_tensor(labels)
-        return cls(started, _like(model, moved), count, shape, classes, sharing, known)
+        return cls(started, as_tensors(model, moved), count, shape, classes, sharing, known)
 
     # --- on disk ---
 
@@ -258,8 +266,9 @@ class Leak:
             raise ValueError(f"{path} cannot be read as safetensors ({error}); Leak.save writes such a file") from error
         facts = _facts(path, metadata)
         shape, classes = tuple(facts["shape"]), facts["classes"]
-        module = models.build(model, classes, shape, 0) if isinstance(model, str) else copy.deepcopy(model)
-        _load(module, _below(tensors, "model/"))
+        state = _below(tensors, "model/")
+        module = _built(model, classes, shape, state) if isinstance(model, str) else copy.deepcopy(model)
+        load_into(module, state)
         pairs = _below(tensors, "statistics/")
         layers = dict.fromkeys(name.rpartition("/")[0] for name in pairs)
         return cls(
@@ -276,44 +285,6 @@ class Leak:
         )
 
 
-# --- checks ----------------------------------------------------------------------------------------------------------
-
-
-def _check_shared(model: nn.Module, shared: Mapping[str, Tensor]) -> None:
-    wanted = trainable(model)
-    if not wanted:
-        raise ValueError("the model has no parameter that requires a gradient, so nothing of it can be shared")
-    missing = [name for name in wanted if name not in shared]
-    unknown = [name for name in shared if name not in wanted]
-    if missing or unknown:
-        lacking = f"no gradient for {_listed(missing)}" if missing else ""
-        odd = f"gradients for {_listed(unknown)}, which the model does not train" if unknown else ""
-        raise ValueError(
-            f"{' and '.join(filter(None, (lacking, odd)))}; the leak must come from this model: one tensor for each of "
-            f"its {len(wanted)} trained parameters, under its name"
-        )
-    for name, parameter in wanted.items():
-        if shared[name].shape != parameter.shape:
-            raise ValueError(
-                f"the gradient of {name} has shape {list(shared[name].shape)}, the parameter {list(parameter.shape)}; "
-                "is it a gradient of another model?"
-            )
-        if not bool(shared[name].isfinite().all()):
-            raise ValueError(
-                f"the gradient of {name} holds NaN or infinity; such a round tells nothing, so ask for another one"
-            )
-
-
-def _check_labels(labels: Tensor, count: int, classes: int) -> None:
-    if labels.shape != (count,) or labels.dtype != torch.int64:
-        raise ValueError(
-            f"labels are {labels.dtype} of shape {list(labels.shape)}; expected int64 [{count}], one for each image"
-        )
-    outside = labels[(labels < 0) | (labels >= classes)]
-    if len(outside):
-        raise ValueError(f"label {int(outside[0])} is none of the {classes} classes 0..{classes - 1}")
-
-
 def _facts(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         facts = json.loads(metadata["mithridate.leak"])
@@ -327,65 +298,15 @@ def _facts(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return facts
 
 
-def _tensor(array: Any) -> Tensor:
-    return array if isinstance(array, Tensor) else torch.as_tensor(np.asarray(array))
-
-
-def _like(model: nn.Module, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The arrays as tensors of the model's device and number format."""
-    first = next(model.parameters())
-    return {name: _tensor(array).to(first.device, first.dtype) for name, array in arrays.items()}
-
-
-def _orders(model: nn.Module) -> list[list[str]]:
-    """The orders in which clients list a model's weights: its state, that of a client that normalises outside its
-    model, its parameters."""
-    state = list(model.state_dict())
-    ours = {
-        f"{name}.{buffer}" if name else buffer
-        for name, part in model.named_modules()
-        if isinstance(part, models.Normalize)
-        for buffer, _ in part.named_buffers()
-    }
-    return [state, [name for name in state if name not in ours], [name for name, _ in model.named_parameters()]]
-
-
-def _named(arrays: Arrays, orders: Sequence[Sequence[str]], what: str) -> dict[str, Any]:
-    """Gives arrays that come in a list their names: those of the first order that is as long."""
-    if isinstance(arrays, Mapping):
-        return dict(arrays)
-    for order in orders:
-        if len(arrays) == len(order):
-            return dict(zip(order, arrays, strict=True))
-    counts = " or ".join(dict.fromkeys(str(len(order)) for order in orders))
-    raise ValueError(
-        f"{len(arrays)} {what} came in a list, but the model has {counts}; send all of them in the model's order, or a "
-        "mapping from name to array"
-    )
-
-
-def _load(module: nn.Module, weights: Mapping[str, Any]) -> None:
-    own = module.state_dict()
-    parameters = {name for name, _ in module.named_parameters()}
-    wrong = [
-        f"{name} {list(own[name].shape)}"
-        + (f" (given: {list(np.shape(weights[name]))})" if name in weights else " (missing)")
-        for name in own
-        if (name in weights and tuple(np.shape(weights[name])) != tuple(own[name].shape))
-        or (name not in weights and name in parameters)
-    ]
-    if wrong:
-        raise ValueError(
-            f"the weights are not those of this model: {_listed(wrong)}; give the client's own architecture"
-        )
-    known = {name: _tensor(value).to(own[name]) for name, value in weights.items() if name in own}
-    module.load_state_dict(own | known)
+def _built(model: str, classes: int, shape: tuple[int, int, int], state: Mapping[str, Tensor]) -> nn.Module:
+    """The named network, as it is or, where the stored names say so, within the module that a recipe trains."""
+    network = models.build(model, classes, shape, 0)
+    if not any(name.startswith("network.") for name in state):
+        return network
+    normalised = "normalize.mean" in state
+    normalize = models.Normalize([0.0] * shape[0], [1.0] * shape[0]) if normalised else nn.Identity()
+    return Classifier(network, normalize, bf16=False)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _listed(names: Sequence[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -93,6 +93,12 @@ def _one_leak(options: InvertOptions, attacks: Sequence[Inversion], workers: int
     if len(attacks) != 1:
         raise ValueError(f"--leak is inverted by one attack, but {len(attacks)} are named; choose one")
     assert options.leak is not None
+    measured = ("batch", "cases", "defenses", "epochs", "start_from", "size", "per_class")
+    idle = [f"--{name.replace('_', '-')}" for name in measured if getattr(options, name) is not None]
+    if idle:
+        raise ValueError(
+            f"{idle[0]} is about clients that are simulated, but --leak is one that there is; leave it out"
+        )
     folder = options.out or Path("runs/invert-leak")
     leak = Leak.load(options.leak, options.model).to(options.device)
     found = invert_leak(leak, attacks[0], out=folder, seed=options.seed, workers=workers)
