@@ -187,6 +187,7 @@ def test_the_facts_of_a_leak_as_json(run, leak) -> None:
     ("arguments", "message"),
     [
         ((*MODEL, "--attacks", "analytic-linear", "deep-leakage"), "one attack, but 2 are named"),
+        ((*MODEL, "--attacks", "analytic-linear", "--batch", "4"), "--batch is about simulated clients"),
         (("--model", "mlp:width=9", "--attacks", "analytic-linear"), "the weights are not those of this model"),
         ((*MODEL, "--attacks", "gradinversion"), "BatchNorm"),
         ((*MODEL, "--attacks", "analytic-linear", "--out", "papers"), "holds other things (thesis.tex)"),

@@ -186,6 +186,19 @@ def test_a_leak_of_a_built_in_model_is_loaded_by_its_name(tmp_path: Path) -> Non
         Leak.load(path, "convnet:width=8")
 
 
+def test_a_leak_of_a_recipes_own_model_is_loaded_by_the_networks_name(tmp_path: Path) -> None:
+    from mithridate.core.sources import Digits
+    from mithridate.core.training import Recipe
+
+    train, test = Digits(train=60).load()
+    model = Recipe(model="mlp:width=8", epochs=0).module(train, seed=0).eval()
+    rows = test.ids[:2]
+    leak = Client(batch=2).share(model, test.floats(rows), test.labels_of(rows), seed=0)
+    again = Leak.load(leak.save(tmp_path / "leak.safetensors"), "mlp:width=8")
+    with torch.no_grad():
+        assert torch.equal(again.model(test.floats(rows)), model(test.floats(rows)))
+
+
 def test_other_files_are_no_leaks(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(2)}, tmp_path / "plain.safetensors")
     with pytest.raises(ValueError, match="holds tensors but no leak"):

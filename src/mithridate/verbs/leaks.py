@@ -96,9 +96,7 @@ def _one_leak(options: InvertOptions, attacks: Sequence[Inversion], workers: int
     measured = ("batch", "cases", "defenses", "epochs", "start_from", "size", "per_class")
     idle = [f"--{name.replace('_', '-')}" for name in measured if getattr(options, name) is not None]
     if idle:
-        raise ValueError(
-            f"{idle[0]} is about clients that are simulated, but --leak is one that there is; leave it out"
-        )
+        raise ValueError(f"{idle[0]} is about simulated clients, but --leak comes from a real one; leave it out")
     folder = options.out or Path("runs/invert-leak")
     leak = Leak.load(options.leak, options.model).to(options.device)
     found = invert_leak(leak, attacks[0], out=folder, seed=options.seed, workers=workers)
