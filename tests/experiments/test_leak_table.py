@@ -15,7 +15,7 @@ from scipy import stats
 
 from mithridate.experiments import leak_cautions, leak_words as words
 from mithridate.experiments.leak_cells import leak_cells, state_of
-from mithridate.experiments.leak_table import LeakRow, leak_table, print_leak_table
+from mithridate.experiments.leak_table import LeakRow, by_chance, leak_table, print_leak_table
 from mithridate.experiments.rates import rate
 from tests.experiments import leak_cases as made
 
@@ -96,8 +96,24 @@ def test_gain_over_the_control_is_paired_and_exact():
     steps = [a - b for a, b in zip(PSNR, CONTROL, strict=True)]
     assert row.gain.psnr.difference.value == pytest.approx(np.mean(steps))
     assert row.gain.psnr.p == pytest.approx(flipped(steps)) == 1 / 128
-    assert row.gain.identified.p == pytest.approx(stats.binomtest(6, 6, 0.5, alternative="greater").pvalue)
+    assert row.gain.identified.p == pytest.approx(stats.binomtest(6, 7, 1 / 1000, alternative="greater").pvalue)
     assert words.standing(row) == "shown"
+
+
+def test_chance_is_counted_in_batches_whatever_hangs_together_in_them():
+    assert by_chance([[1.0, 0, 0, 1], [0.0] * 4], 10) == pytest.approx(1 - 0.6**2)
+    assert by_chance([[0.0], [0.0]], 10) == 1.0
+    rng = np.random.default_rng(0)  # reconstructions that know nothing: one guess for a whole batch, or one for each
+    for whole in (True, False):
+        found = []
+        for _ in range(2000):
+            guesses = rng.integers(20, size=(8, 1 if whole else 4))
+            found.append(
+                by_chance(
+                    (guesses == rng.permuted(np.tile(np.arange(20), (8, 1)), axis=1)[:, :4]).astype(float).tolist(), 20
+                )
+            )
+        assert np.mean(np.array(found) <= 0.05) < 0.06
 
 
 def test_an_attack_below_the_mean_image_is_not_shown():
@@ -271,9 +287,9 @@ def test_the_headline_of_an_idle_attack_says_so():
 
 
 def test_few_cases_are_said_to_be_few():
-    row = only(cell(PSNR[:3]))
+    row = only(cell(PSNR[:3], rank=[9] * 3))
     assert "3 paired cases are too few; 6 is the fewest" in words.verdict(row, [row])
-    many = leak_table(pair for n in range(5) for pair in cell(PSNR[:6], batch=n + 1)).rows
+    many = leak_table(pair for n in range(5) for pair in cell(PSNR[:6], rank=[9] * 6, batch=n + 1)).rows
     assert {words.standing(row) for row in many} == {"alone"}  # 0.5 ** 6 passes alone and not as one of five
 
 

@@ -19,14 +19,9 @@ from torch import Tensor
 from mithridate import __version__
 from mithridate.core.data import ImageData
 from mithridate.core.decoding import decoder_version
-from mithridate.core.schema import SCHEMA
+from mithridate.core.schema import SCHEMA, resumable
 from mithridate.core.training import Fitted
 from mithridate.poisoning.poison import Poison
-
-NOT_RESUMABLE = (
-    "a setting is a lambda or a local function, which has no name in another process: these results are not resumable; "
-    "write it as package.module:function"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,3 +162,13 @@ def plain(value: Tensor | None) -> Any:
     if value is None:
         return None
     return (value.to(torch.int64) if value.dtype == torch.bool else value).tolist()
+
+
+def check_resumable(work: Any) -> None:
+    """Warns where settings cannot be read back in another process."""
+    if not resumable(work):
+        warnings.warn(
+            "a setting is a lambda or a local function, which has no name in another process: these results are not "
+            "resumable; write it as package.module:function",
+            stacklevel=3,
+        )

@@ -20,13 +20,14 @@ SSIM_WINDOW = 11
 KINDS = (
     Kind(
         "few-cases",
-        f"Even if every image is picked out and the mean image picks out none, the exact test cannot reach {LEVEL}.",
+        "Whether images come nearer than the mean image, and whether a defence helps, is asked by paired tests. With "
+        f"so few cases they cannot reach {LEVEL} even if all cases agree.",
         f"Take {fewest_pairs()} cases or more.",
     ),
     Kind(
         "few-for-many",
-        "The more settings are compared, the smaller a p-value has to be. With so few cases even a perfect success is "
-        "not small enough on its own, so “not shown” says nothing here.",
+        "The more settings are compared, the smaller a p-value has to be. With so few cases a paired test is not small "
+        "enough even if all cases agree, so “not shown” says nothing of PSNR and of defences here.",
         "Take more cases or compare fewer settings at once.",
     ),
     Kind(
@@ -132,8 +133,8 @@ def _few_for_many(rows: Sequence[LeakRow]) -> list[str]:
     if not few:
         return []
     total = few[0].gain.comparisons
-    fewest = f"With {total} settings compared, {fewest_pairs(total)} cases are the fewest that show a perfect success"
-    return [f"{fewest} on its own: too few for {_settings(few)}."]
+    fewest = f"With {total} settings compared, {fewest_pairs(total)} cases are the fewest for which a paired test"
+    return [f"{fewest} can show anything on its own: too few for {_settings(few)}."]
 
 
 def _not_beaten(rows: Sequence[LeakRow]) -> list[str]:

@@ -77,6 +77,11 @@ def identified(cell: Cell, part: str = "outcome") -> dict[int, list[float]]:
     return {seed: [float(rank == 1) for rank in ranks] for seed, ranks in measured(cell, "rank", part).items()}
 
 
+def candidates(cell: Cell) -> int:
+    """Images among which the true one was looked for; the smallest number of any trial."""
+    return min(int(result["outcome"]["candidates"]) for _, result in cell.trials.values())
+
+
 def undefended(cell: Cell, others: Sequence[Cell]) -> Cell | None:
     """The same attack on the same client without its defences."""
     if not cell.defenses:

@@ -58,10 +58,11 @@ class Likeness:
 class Against:
     """A comparison with the control, or with the same attack on the undefended client, trial by trial.
 
-    Against the control, tests ask whether the attack does better. Against the undefended client, they ask whether the
-    defence makes it do worse, and the difference is what it takes away. p-values are adjusted in three families: all
-    undefended cells of the table against the control, all defended ones, and all defended ones against undefended ones;
-    in each, PSNR and identification for themselves.
+    Against the control, tests ask whether the attack comes nearer (PSNR, paired with the mean image) and whether it
+    picks out more than chance would (see `by_chance`: among a thousand candidates a few hits say more than pairs
+    could). Against the undefended client, they ask whether the defence makes it do worse, and the difference is what it
+    takes away. p-values are adjusted in three families: all undefended cells of the table against the control, all
+    defended ones, and all defended ones against undefended ones; in each, PSNR and identification for themselves.
     """
 
     name: str
@@ -262,10 +263,31 @@ def _likeness(cell: Cell, part: str) -> Likeness:
 
 
 def _gain(cell: Cell) -> Against:
-    """The attack against the mean image."""
+    """The attack against the mean image in PSNR, and against chance in picking images out."""
     seeds = list(cell.trials)
     other = rate(list(leaks.identified(cell, "control").values()))
-    return _against(CONTROL, other, (cell, "outcome", seeds), (cell, "control", seeds))
+    found = _against(CONTROL, other, (cell, "outcome", seeds), (cell, "control", seeds))
+    chance = by_chance(list(leaks.identified(cell).values()), leaks.candidates(cell))
+    return dataclasses.replace(
+        found, identified=dataclasses.replace(found.identified, p=chance), identified_holm=chance
+    )
+
+
+def by_chance(hits: Sequence[Sequence[float]], candidates: int) -> float:
+    """How likely a reconstruction that does not depend on the true image picks images out in as many trials.
+
+    The true image is one of N exchangeable candidates, so such a reconstruction is nearest to it with probability 1/N,
+    and to at least one of a batch of B with at most B/N, whatever else it is. Trials are independent, so the number of
+    those with a hit is at most binomial.
+
+    >>> by_chance([[1.0], [0.0]], 1000) == 1 - (1 - 0.001) ** 2
+    True
+    """
+    from scipy.stats import binom
+
+    successes = sum(any(trial) for trial in hits)
+    most = min(1.0, max((len(trial) for trial in hits), default=1) / candidates)
+    return float(binom.sf(successes - 1, len(hits), most))
 
 
 def _loss(cell: Cell, others: Sequence[Cell]) -> Against | None:

@@ -25,7 +25,7 @@ _PLACE = ("data", "model", "sharing", "knowledge")
 
 
 def standing(row: LeakRow) -> str:
-    """The verdict in a word: shown (recognised more often than by the control), margins (PSNR alone), alone, open.
+    """The verdict in a word: shown (picked out more often than by chance), margins (PSNR alone), alone, open.
 
     "alone": a single test passes, but no success could have passed with so few cases among so many settings.
 
@@ -33,7 +33,7 @@ def standing(row: LeakRow) -> str:
     """
     if row.gain.shown or row.gain.psnr_shown:
         return "shown" if row.gain.shown else "margins"
-    return "alone" if row.gain.identified.shown and _few(row.gain) else "open"
+    return "alone" if (row.gain.identified.shown or row.gain.psnr.shown) and _few(row.gain) else "open"
 
 
 def informed(row: LeakRow) -> bool:
@@ -195,7 +195,7 @@ def verdict(row: LeakRow, rows: Sequence[LeakRow]) -> str:
     trials = f" in {row.trials} batches" if hits.n != row.trials else ""
     told = (
         f"{counted(hits)} images picked out among {row.candidates:,}{trials} ({span(hits)} %; mean image "
-        f"{counted(row.control.identified)}; exact paired {p_texts(gain.identified.p, gain.identified_holm)})"
+        f"{counted(row.control.identified)}; against chance {p_texts(gain.identified.p, gain.identified_holm)})"
     )
     near = (
         f"PSNR {decibels(row.found.psnr)}, {signed(gain.psnr.difference.value)} against the mean image "

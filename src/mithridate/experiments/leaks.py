@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 
 from mithridate.core.data import ImageData
 from mithridate.core.pixels import to_bytes, to_floats
-from mithridate.core.schema import SCHEMA, name_of, resumable, to_json
+from mithridate.core.schema import SCHEMA, name_of, to_json
 from mithridate.core.seeds import derive, stream
 from mithridate.core.sources import DataSource
 from mithridate.core.training import Recipe
-from mithridate.experiments.facts import NOT_RESUMABLE, caught_warnings, data_facts, environment, peak_memory_mb
+from mithridate.experiments.facts import caught_warnings, check_resumable, data_facts, environment, peak_memory_mb
 from mithridate.experiments.job import Job
 from mithridate.experiments.store import DataSets, Store, Stored
 from mithridate.inversion.attack import Inversion
@@ -104,8 +103,7 @@ class LeakTrial(Job):
         clock = _Clock()
         with caught_warnings() as messages:
             data = store.data(self.data, device)
-            if not resumable(self.work(data.fingerprint)):
-                warnings.warn(NOT_RESUMABLE, stacklevel=2)
+            check_resumable(self.work(data.fingerprint))
             model, fits = self.model(data, store)
             clock.lap("model")
             rows = self.rows(data.test)

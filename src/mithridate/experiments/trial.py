@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,15 +14,15 @@ import torch
 
 from mithridate.core.data import ImageData
 from mithridate.core.learners import Mixed
-from mithridate.core.schema import name_of, resumable, to_json
+from mithridate.core.schema import name_of, to_json
 from mithridate.core.seeds import derive, stream
 from mithridate.core.sources import DataSource
 from mithridate.core.states import Stage, TrainingState
 from mithridate.core.training import Fitted, Learner, Recipe, Watch, Wrapper
 from mithridate.experiments.facts import (
-    NOT_RESUMABLE,
     TrialResult,
     caught_warnings,
+    check_resumable,
     data_facts,
     environment,
     peak_memory_mb,
@@ -205,8 +204,7 @@ def run(trial: Trial, store: Store, device: str = "cpu", *, keep_models: bool = 
     clock = Clock()
     with caught_warnings() as messages:
         data = store.data(trial.data, device)
-        if not resumable(trial.work(data.fingerprint)):
-            warnings.warn(NOT_RESUMABLE, stacklevel=2)
+        check_resumable(trial.work(data.fingerprint))
         train, trusted = hold_out(data.train, trial.trusted, trial.surrogate_seed)
         with clock("pretrain"):
             setting = pretrained(trial, train, store)
