@@ -54,7 +54,7 @@ def invert_plain(network: nn.Module, goal: Sequence[Tensor], labels: Tensor, ima
         schedule.step()
         with torch.no_grad():
             candidate.clamp_(0, 1)
-    return float(value)
+    return float(value.detach())
 
 
 def invert_by_hand(
@@ -91,4 +91,4 @@ def invert_by_hand(
             rate = LEARNING_RATE * 0.1 ** sum(step / steps >= share for share in (3 / 8, 5 / 8, 7 / 8))
             spread = (square / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-8)
             candidate = candidate.detach().addcdiv(mean, spread, value=-rate / (1 - 0.9 ** (step + 1))).clamp_(0, 1)
-    return float(value)
+    return float(value.detach())

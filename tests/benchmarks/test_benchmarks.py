@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attacks, crafting, crafting_memory, members, startup, training, trial
+from benchmarks import attacks, crafting, crafting_memory, inversion, members, startup, training, trial
 from benchmarks.__main__ import OTHERS, SPEED, main
 from benchmarks.measure import Report, Setup, Timing
 
@@ -58,6 +58,12 @@ def test_attacks_run_small() -> None:
     report = attacks.run(SMALL)
     check(report)
     assert {row.case for row in report.rows} == {case.name for case in attacks.CASES}
+
+
+def test_inversion_runs_small() -> None:
+    report = inversion.run(SMALL)
+    check(report)
+    assert {row.case for row in report.rows} == {case.name for case in inversion.CASES}
 
 
 def test_a_trial_runs_small() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.reference import matching
+from benchmarks.reference import inverting, matching
 from benchmarks.reference.collision import Colliding, collide_by_hand, collide_plain
 from benchmarks.reference.flow import PHASES, Flow, run_plain
 from benchmarks.reference.matching import Brew, Brewing, brew_by_hand, brew_plain, double_backward, forward_over_reverse
@@ -240,3 +240,18 @@ def test_the_plain_flow_trains_crafts_and_evaluates() -> None:
     assert min(outcome.accuracy) > 0.6
     assert set(outcome.seconds) == set(PHASES)
     assert all(seconds > 0 for seconds in outcome.seconds.values())
+
+
+def test_both_inversions_by_hand_take_the_same_way() -> None:
+    """In float64, where no sign hangs on rounding: one differentiates a flat vector, the other part by part."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Sigmoid(), nn.Flatten(), nn.Linear(36, 3)).double()
+    images, labels = torch.rand(2, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 2])
+    loss = nn.functional.cross_entropy(network(images), labels)
+    goal = torch.autograd.grad(loss, list(network.parameters()))
+    begin = inverting.start((2, 3, 8, 8)).double()
+    plain, by_hand = (
+        loop(network, goal, labels, begin, 40) for loop in (inverting.invert_plain, inverting.invert_by_hand)
+    )
+    first = inverting.invert_by_hand(network, goal, labels, begin, 1)
+    assert plain == pytest.approx(by_hand, rel=1e-6)
+    assert by_hand < 0.5 * first
