@@ -96,3 +96,17 @@ def test_restarts_are_the_same_side_by_side() -> None:
     with members_by(map):
         beside = attack.reconstruct(leak, seed=0)
     assert torch.equal(alone.images, beside.images)
+
+
+@every_inversion
+def test_it_serves_the_module_that_a_recipe_trains(name: str) -> None:
+    """In colour, whose gradients come in the layout of that module: channels last."""
+    from mithridate.core.training import Recipe
+    from tests.poisoning.cases import three_classes
+
+    train, test = three_classes(channels=3)
+    model = Recipe(model="convnet:width=4", epochs=0).module(train, seed=0).eval()
+    first = [int((test.labels == label).nonzero()[0]) for label in (0, 1)] if name not in ONE_POINT else [0]
+    rows = test.ids[first]
+    leak = Client(batch=len(rows)).share(model, test.floats(rows), test.labels_of(rows), seed=0)
+    assert small(name).reconstruct(leak, seed=0).images.shape == test.floats(rows).shape

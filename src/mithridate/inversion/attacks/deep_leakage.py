@@ -95,7 +95,7 @@ class _Search:
         with torch.no_grad():
             value, slope = squared_error_slope([candidate], [sent])
         for part, gradient in zip(free, torch.autograd.grad(candidate, free, slope), strict=True):
-            part.grad = gradient
+            part.grad = gradient.contiguous()  # torch's L-BFGS asks for one stretch of memory
         if float(value) < self.lowest:
             self.lowest = float(value)
             self.best_images, self.best_logits = self.images.detach().clone(), self.logits.detach().clone()
