@@ -44,7 +44,7 @@ class Case:
 
 CASES = (
     Case(model="convnet", batch=1, steps=2000, least=1.5),
-    Case(model="convnet", batch=8, steps=400),
+    Case(model="convnet", batch=8, steps=300),
     Case(model="lenet", batch=1, steps=2000),
     Case(model="resnet18:width=16", batch=1, steps=300),
 )

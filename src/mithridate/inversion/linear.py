@@ -30,7 +30,13 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
 }
 """Functions between two Linears: the function, and its derivative as a function of its *result*."""
 PASSES = 200
-"""Repetitions of the system at the last layer, at most."""
+"""Repetitions of the system at the last layer, at most; more of them where steps are shorter."""
+STEPS = (1.0, 0.2, 0.05)
+"""Lengths of a step from the old predictions towards the new ones."""
+SETTLED = 1e-12
+"""Change of a prediction below which the system is solved."""
+ZEROS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+"""Shares of an image's largest activation below which one may be a zero that rounding moved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,38 +168,62 @@ def inputs_of_batch(stack: Stack, gradients: Sequence[tuple[Tensor, Tensor]], la
         reversed(exact[:-1]),
         strict=True,
     ):
-        slopes = (slopes @ after.weight.detach().double()) * ACTIVATIONS[name][1](_clean(inputs, name))
-        if int(torch.linalg.matrix_rank(slopes)) < count:
+        through = slopes @ after.weight.detach().double()
+        tried = [_before(through * slope, gradient) for slope in _derivatives(inputs, name)]
+        found = min((one for one in tried if one is not None), key=lambda one: one[0], default=None)
+        if found is None:
             raise ValueError(
                 f"a layer of {layer.out_features} units does not tell {count} images apart: too many of its units are "
                 "dead; use a smaller batch or inverting-gradients"
             )
-        inputs = torch.linalg.lstsq(slopes.T, gradient[0]).solution
+        _, inputs, slopes = found
     return Inputs(inputs, _residual(inputs, slopes, exact[0]))
 
 
-def _clean(inputs: Tensor, name: str) -> Tensor:
-    """Removes what rounding left of a zero before it is asked whether it is one."""
-    return torch.where(inputs.abs() < 1e-6 * inputs.abs().amax(), 0, inputs) if name == "relu" else inputs
+def _derivatives(inputs: Tensor, name: str) -> list[Tensor]:
+    """The derivative of an activation at results that are known up to rounding.
+
+    For ReLU that is asked of zeros which rounding moved, so there are several: each takes for zero what is small in
+    another measure, and the equations of the layer before say which is right.
+    """
+    derivative = ACTIVATIONS[name][1]
+    if name != "relu":
+        return [derivative(inputs)]
+    size = inputs.abs().amax(1, keepdim=True)
+    return [derivative(torch.where(inputs < share * size, 0, inputs)) for share in ZEROS]
+
+
+def _before(slopes: Tensor, gradient: tuple[Tensor, Tensor]) -> tuple[float, Tensor, Tensor] | None:
+    """The inputs [B, D] of a layer whose slopes [B, O] are known, and how well they fit; None where they are not
+    determined."""
+    if int(torch.linalg.matrix_rank(slopes)) < len(slopes):
+        return None
+    inputs = torch.linalg.lstsq(slopes.T, gradient[0]).solution
+    return _residual(inputs, slopes, gradient), inputs, slopes
 
 
 def _last_inputs(layer: nn.Linear, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs [B, D] and slopes [B, K] of the last layer: the fixed point of slopes -> inputs -> slopes."""
+    """Inputs [B, D] and slopes [B, K] of the last layer: the fixed point of slopes -> inputs -> slopes.
+
+    Whole steps settle for most batches; of those for which they circle, shorter ones do.
+    """
     wanted = torch.nn.functional.one_hot(labels, layer.out_features).double()
     own, offset = layer.weight.detach().double(), layer.bias.detach().double() if layer.bias is not None else 0
     count = len(labels)
-    share = (bias + wanted.sum(0) / count).clamp_min(0)  # the mean prediction, exactly
-    logits = share.clamp_min(1e-12).log().expand(count, -1)
+    share = (bias + wanted.sum(0) / count).clamp_min(1e-12)  # the mean prediction, exactly
     best: tuple[float, Tensor, Tensor] | None = None
-    for _ in range(PASSES):
-        slopes = (logits.softmax(1) - wanted) / count
-        inputs = torch.linalg.lstsq(slopes.T, weight).solution
-        residual = _residual(inputs, slopes, (weight, bias))
-        if best is None or residual < best[0]:
-            best = (residual, inputs, slopes)
-        if residual < 1e-13:
-            break
-        logits = inputs @ own.T + offset
+    for length in STEPS:
+        predicted = (share / share.sum()).expand(count, -1)
+        for _ in range(int(PASSES / length)):
+            slopes = (predicted - wanted) / count
+            inputs = torch.linalg.lstsq(slopes.T, weight).solution
+            again = (inputs @ own.T + offset).softmax(1)
+            gap = float((again - predicted).abs().amax())
+            if best is None or gap < best[0]:
+                best = (gap, inputs, slopes)
+            if gap < SETTLED:
+                return inputs, slopes
+            predicted = predicted + length * (again - predicted)
     assert best is not None
     return best[1], best[2]
 
