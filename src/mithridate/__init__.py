@@ -78,6 +78,7 @@ if TYPE_CHECKING:  # X as X: this package exports it
     from mithridate.poisoning.attacks.watermark import Watermark as Watermark
     from mithridate.poisoning.attacks.witches_brew import WitchesBrew as WitchesBrew
     from mithridate.poisoning.defense import Defense as Defense
+    from mithridate.poisoning.defenses.adversarial_poisoning import AdversarialPoisoning as AdversarialPoisoning
     from mithridate.poisoning.defenses.adversarial_training import AdversarialTraining as AdversarialTraining
     from mithridate.poisoning.defenses.cutmix import Cutmix as Cutmix
     from mithridate.poisoning.defenses.cutout import Cutout as Cutout
@@ -152,6 +153,7 @@ _HOME = {
     "poisoning.attacks.watermark": ("Watermark",),
     "poisoning.attacks.witches_brew": ("WitchesBrew",),
     "poisoning.defense": ("Defense",),
+    "poisoning.defenses.adversarial_poisoning": ("AdversarialPoisoning",),
     "poisoning.defenses.adversarial_training": ("AdversarialTraining",),
     "poisoning.defenses.cutmix": ("Cutmix",),
     "poisoning.defenses.cutout": ("Cutout",),

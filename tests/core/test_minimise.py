@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mithridate.core.balls import AnyImage, Ball, Linf, to_bytes, to_floats
-from mithridate.core.perturbation import Objective, average, by_autograd, minimise
+from mithridate.core.perturbation import Found, Objective, average, by_autograd, minimise
 from mithridate.core.seeds import stream
 from mithridate.core.updates import Adam, SignedAdam, SignStep
 from tests.core.ball_cases import ANY_BALL, pictures
@@ -203,3 +204,26 @@ def test_signed_adam_is_the_default() -> None:
         for update in (None, SignedAdam())
     ]
     assert torch.equal(found[0].images, found[1].images)
+
+
+def test_a_single_start_need_not_be_judged() -> None:
+    """The same images, one evaluation less, no value; of several starts the best must be known."""
+    calls: list[int] = []
+
+    def objective(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        calls.append(len(images))
+        return images.sum(), torch.ones_like(images)
+
+    def search(**settings: Any) -> Found:
+        calls.clear()
+        base = torch.full((2, 1, 2, 2), 0.5)
+        return minimise(objective, base, Linf(eps=0.1), steps=3, pixels="float", rng=stream(0), **settings)
+
+    judged = search()
+    assert len(calls) == 4
+    bare = search(judged=False)
+    assert len(calls) == 3
+    assert torch.equal(judged.images, bare.images)
+    assert bool(bare.value.isnan())
+    assert bool(search(judged=False, restarts=2).value.isfinite())
+    assert len(calls) == 8

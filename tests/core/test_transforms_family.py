@@ -60,9 +60,9 @@ class TestEveryTransform:
         assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", sorted(set(choices(BatchTransform)) - {"adversarial"}))
+@pytest.mark.parametrize("name", sorted(set(choices(BatchTransform)) - {"adversarial", "poisoned"}))
 def test_it_is_linear_and_differentiable_in_the_images(name: str) -> None:
-    """What adversarial adds counts as a constant, though it depends on the images: it has a test of its own."""
+    """What adversarial and poisoned add counts as a constant, though it depends on the images: tests of their own."""
     transform, given = choices(BatchTransform)[name](), batch(3, (2, 4, 4))
     images, model = given.images.double().requires_grad_(), net((2, 4, 4), 3).double()
 

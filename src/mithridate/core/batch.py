@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mithridate.core.data import ImageData
+from mithridate.core.guarantees import Guarantee
 from mithridate.core.schema import Choice
+
+if TYPE_CHECKING:
+    from mithridate.core.training import Recipe
 
 
 class Batch(NamedTuple):
@@ -62,6 +66,10 @@ class BatchTransform(Choice, ABC):
     def __call__(self, batch: Batch, model: nn.Module, rng: torch.Generator) -> Batch:
         """Returns the transformed batch; differentiable in the images."""
 
+    def guarantee(self, recipe: Recipe, data: ImageData) -> Guarantee | None:
+        """Says what training by this recipe on these data proves because of this transform; None: nothing."""
+        return None
+
 
 class GradientRule(Choice, ABC):
     """Says how a step gets its gradient.
@@ -77,9 +85,22 @@ class GradientRule(Choice, ABC):
     def __call__(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
         """Returns the gradient of each trainable parameter by name, and the mean loss []."""
 
+    def check(self, recipe: Recipe) -> None:
+        """Makes sure that the rest of a recipe suits this rule; every recipe asks when it is made.
+
+        Raises:
+            ValueError: It does not; the message says what to change.
+        """
+
+    def guarantee(self, recipe: Recipe, data: ImageData) -> Guarantee | None:
+        """Says what training by this recipe on these data proves because of this rule; None: nothing."""
+        return None
+
 
 class RowRule(Choice, ABC):
     """Drops training rows between epochs."""
+
+    home: ClassVar[str] = "mithridate.core.row_rules"
 
     @abstractmethod
     def __call__(self, progress: float, model: nn.Module, data: ImageData, rng: torch.Generator) -> Tensor:

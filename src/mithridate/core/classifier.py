@@ -67,6 +67,17 @@ def computing_in(precision: Precision, device: torch.device) -> AbstractContextM
     return torch.autocast(device.type, dtype=torch.bfloat16) if is_bf16(precision, device) else nullcontext()
 
 
+def computing_as(module: nn.Module) -> AbstractContextManager:
+    """Returns a context in which a module computes in eval mode, too, in the number format that it is trained in.
+
+    >>> with computing_as(Classifier(nn.Flatten(), nn.Identity(), bf16=True)):
+    ...     torch.is_autocast_enabled("cpu")
+    True
+    """
+    device = next((weight.device for weight in module.parameters()), torch.device("cpu"))
+    return computing_in("bf16" if isinstance(module, Classifier) and module.bf16 else "fp32", device)
+
+
 @contextmanager
 def training_in(precision: Precision, module: nn.Module, device: torch.device) -> Iterator[None]:
     """A context in which a module in train mode computes in that number format, whatever it was trained in.

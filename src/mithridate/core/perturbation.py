@@ -6,6 +6,7 @@ update; the loop and the choice of the best restart are here, once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -79,6 +80,7 @@ def minimise(
     init: Tensor | None = None,
     between: Callable[[int, Tensor], None] | None = None,
     pixels: Literal["uint8", "float"] = "uint8",
+    judged: bool = True,
     label: str = "crafting",
     rng: torch.Generator,
 ) -> Found:
@@ -97,6 +99,7 @@ def minimise(
         init: images [P, C, H, W] near which each search begins, in place of the ball's own start.
         between: called before each step with its number and the images; may advance surrogates (then use one restart).
         pixels: "uint8" rounds the result; "float" keeps the last iterate as it is.
+        judged: whether the result of a single start is evaluated; if not, its value is NaN and an evaluation is saved.
         label: what a progress bar says.
         rng: source of all randomness.
 
@@ -104,6 +107,7 @@ def minimise(
         ValueError: no restart is asked for.
     """
     update = update or SignedAdam()
+    judged = judged or restarts > 1
     judge = int(torch.randint(2**62, (1,), generator=rng))
     best: Found | None = None
     for number in range(restarts):
@@ -111,8 +115,10 @@ def minimise(
         params = _search(objective, start, ball, update.begin(start, rng), init, iterations, steps, between, rng)
         images = ball.images(start, params).detach()
         final = _rounded(ball, start, images) if pixels == "uint8" else images
-        floats = to_floats(final) if pixels == "uint8" else final
-        value, _ = objective(floats, torch.Generator().manual_seed(judge))
+        value = start.new_tensor(math.nan)
+        if judged:
+            floats = to_floats(final) if pixels == "uint8" else final
+            value, _ = objective(floats, torch.Generator().manual_seed(judge))
         best = Found(final, value) if best is None else _better(best, Found(final, value))
     if best is None:
         raise ValueError(f"restarts is {restarts}; at least one start is needed")

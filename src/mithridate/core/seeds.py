@@ -33,6 +33,20 @@ def stream(seed: int, *names: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(derive(seed, *names))
 
 
+def aside(rng: torch.Generator, name: str) -> torch.Generator:
+    """Opens a stream beside a generator: it depends on where the generator is, and the generator stays there.
+
+    >>> rng = torch.Generator().manual_seed(1)
+    >>> before = rng.get_state()
+    >>> first = torch.rand(1, generator=aside(rng, "attack"))
+    >>> bool(first == torch.rand(1, generator=aside(rng, "attack"))), torch.equal(before, rng.get_state())
+    (True, True)
+    """
+    twin = torch.Generator()
+    twin.set_state(rng.get_state())
+    return stream(int(torch.randint(2**62, (1,), generator=twin)), name)
+
+
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
     """Seeds torch's global generators, which dropout and the like draw from; the old state comes back.

@@ -18,10 +18,11 @@ from mithridate.core.balls import Ball, Linf
 from mithridate.core.batch import Batch, BatchTransform
 from mithridate.core.ensemble import Ensemble
 from mithridate.core.perturbation import by_autograd, minimise
+from mithridate.core.poisoned import Poisoned
 from mithridate.core.progress import quiet
 from mithridate.core.updates import SignStep
 
-__all__ = ["Adversarial", "Cutmix", "Cutout", "Flip", "Maxup", "Mixup", "Noise", "Shift", "transformed"]
+__all__ = ["Adversarial", "Cutmix", "Cutout", "Flip", "Maxup", "Mixup", "Noise", "Poisoned", "Shift", "transformed"]
 
 
 def _losses(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -103,7 +104,7 @@ class Adversarial(BatchTransform):
     ball: Ball = Linf(eps=8 / 255)
     """How far an image may move."""
     steps: int = 7
-    """Steps of the search; each costs a forward and a backward pass, and so does the end of it."""
+    """Steps of the search; each costs a forward and a backward pass."""
     step: float = 2 / 255
     """Length of a step along the sign of the gradient, in pixels of [0, 1]."""
 
@@ -123,6 +124,7 @@ class Adversarial(BatchTransform):
                 steps=self.steps,
                 update=SignStep(low=self.step, high=self.step),
                 pixels="float",
+                judged=False,
                 rng=rng,
             )
         return batch._replace(images=batch.images + (found.images - clean))
