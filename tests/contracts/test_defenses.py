@@ -36,6 +36,7 @@ every_defense = pytest.mark.parametrize("name", DEFENSES)
 
 
 FEW = {
+    "adversarial-poisoning": {"steps": 1},
     "adversarial-training": {"steps": 2},
     "fine-tuning": {"epochs": 2},
     "partition-vote": {"parts": 3},

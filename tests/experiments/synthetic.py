@@ -24,6 +24,12 @@ ENVIRONMENT = {
 }
 RECIPE = {"type": "recipe", "model": "convnet", "epochs": 40, "batch_size": 125, "learning_rate": 0.1}
 PARTS = {"type": "partition-vote", "parts": 25}
+VOTE = {
+    "kind": "partition-vote",
+    "statement": "an answer with radius r stays the same",
+    "assumptions": ["training is bit-exact"],
+    "values": {"parts": 25},
+}
 SPECTRAL = {"type": "spectral-signatures", "contamination": 0.03}
 MIXUP = {"type": "mixup", "k": 2}
 TARGETED = {
@@ -169,6 +175,8 @@ def backdoor_pairs(cases: int = 8, seed: int = 1) -> Iterator[tuple[dict[str, An
                     }
                 if names == ("partition-vote",):
                     done["outcome"]["radius"] = [[int(r) for r in rng.integers(0, 8, 60)] for _ in range(victims)]
+                    done["outcome"]["certified"] = [[value * (1 - r / 10) for r in range(8)] for value in accuracy]
+                    done["guarantees"] = [VOTE]
                 yield made, done
 
 

@@ -171,8 +171,10 @@ def test_cost_is_against_undefended_clean_victims(full):
 
 def test_poisons_found_and_certificates(full):
     spectral, vote = row_of(full, "badnets", "spectral-signatures"), row_of(full, "badnets", "partition-vote")
-    assert spectral.recall == pytest.approx(0.78)
-    assert spectral.removed == 150
+    assert spectral.detection is not None
+    assert spectral.detection.recall is not None
+    assert spectral.detection.recall.share == pytest.approx(0.78)
+    assert spectral.detection.removed == 150
     assert vote.certificate is not None
     radii = [
         value
@@ -249,7 +251,9 @@ def test_defense_lines_tell_help_from_nothing_shown_and_cost(full):
     assert "helps against witches-brew (45 % → 10 %" in mixup
     assert "no difference shown against badnets" in mixup
     assert "costs 1.9 points of accuracy (" in mixup
-    assert "finds 78 % of the badnets poisons among 150 rows removed" in spectral
+    assert "finds 78 % of the badnets poisons (" in spectral
+    assert "among 150 rows removed, of which 52 % are poison" in spectral
+    assert "drops 3.0 % (3.0 to 3.0) of clean data" in spectral
     assert "certifies 75 % of answers against one replaced image or more" in vote
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mithridate.experiments import cells as grid, words
 from mithridate.experiments.cells import Cell
 from mithridate.experiments.compare import UNDEFENDED, Versus
-from mithridate.experiments.statistics import Rate, percent
+from mithridate.experiments.statistics import Mean, Rate, percent
 
 if TYPE_CHECKING:
     from mithridate.experiments.table import Row
@@ -62,7 +62,11 @@ def flat(row: Row, adaptive: Row | None) -> dict[str, Any]:
         line[f"{name} margin p"] = other.margin.p if other else None
         line[f"{name} margin p (Holm)"] = other.margin_holm if other else None
     line |= {"accuracy": row.accuracy.value, "cost": row.cost.value if row.cost else None}
-    line |= {"removed": row.removed, "recall": row.recall}
+    line |= {"removed": row.detection.removed if row.detection else None}
+    for name in ("recall", "precision", "false_alarms"):
+        found = getattr(row.detection, name, None)
+        line |= {name: None if found is None else found.value if isinstance(found, Mean) else found.share}
+        line |= {f"{name} {end}": getattr(found, end, None) for end in ("low", "high")}
     line |= {"median_radius": row.certificate.median if row.certificate else None}
     line |= {"seconds": sum(row.seconds.values()), "warnings": "; ".join(row.warnings)}
     return {key: "" if value is None else value for key, value in plain(line).items()}
@@ -139,7 +143,12 @@ def _margin(row: Row) -> str:
 
 
 def _found(row: Row) -> str:
-    return f"{percent(row.recall)} %" if row.recall is not None and not row.control else ""
+    found = row.detection
+    return f"{percent(found.recall.share)} %" if found and found.recall and not row.control else ""
+
+
+def _alarms(row: Row) -> str:
+    return f"{100 * row.detection.false_alarms.value:.1f} %" if row.detection else ""
 
 
 Columns = dict[str, Callable[[Line], str]]
@@ -167,5 +176,6 @@ _END: Columns = {
     "margin vs control": lambda line: _margin(line.row),
     "accuracy (points)": lambda line: _accuracy(line.row),
     "found": lambda line: _found(line.row),
+    "false alarms": lambda line: _alarms(line.row),
     "radius": lambda line: f"{line.row.certificate.median:g}" if line.row.certificate else "",
 }

@@ -31,7 +31,8 @@ class TrialResult:
     trial: str
     """Id of the trial."""
     outcome: dict[str, Any]
-    """``success``, ``margin``, ``abstained``, ``correct``, ``radius`` [victim][target]; ``accuracy`` [victim]."""
+    """``success``, ``margin``, ``abstained``, ``correct``, ``radius`` [victim][target]; ``accuracy`` [victim];
+    ``certified`` [victim][radius]."""
     case: dict[str, Any]
     """What was drawn: goal, target rows and classes, intended classes, class of the poisons."""
     data: dict[str, Any]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mithridate.experiments import leak_words as words, pages
 from mithridate.experiments.cells import Pair
+from mithridate.experiments.certified import guarantees
 from mithridate.experiments.leak_cautions import leak_cautions
 from mithridate.experiments.leak_cells import is_leak
 from mithridate.experiments.leak_curves import batch_curves, strength_curves
@@ -91,7 +91,7 @@ def render_leaks(collected: Gathered[LeakTable], folder: Path) -> str:
             batches=words.batches,
             standing=words.standing,
             cautions=pages.grouped(leak_cautions(rows)),
-            guarantees=_guarantees(rows),
+            guarantees=guarantees(rows),
             candidates=min((row.candidates for row in rows), default=0),
             comparisons=comparisons,
             fewest=fewest_pairs(comparisons),
@@ -111,15 +111,6 @@ def _columns(rows: Sequence[LeakRow]) -> dict[str, bool]:
         "labels": any(row.label_accuracy.n for row in rows),
         "features": any(row.feature_distance for row in rows),
     }
-
-
-def _guarantees(rows: Sequence[LeakRow]) -> list[tuple[str, dict[str, Any]]]:
-    """(defence, what it proves), each once."""
-    found: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
-    for row in rows:
-        for guarantee in row.guarantees:
-            found.setdefault((row.defense, str(guarantee.get("statement"))), (row.defense, guarantee))
-    return list(found.values())
 
 
 def _parts(pairs: Sequence[Pair]) -> list[pages.Part]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mithridate.experiments import headline, pages, pictures, words
+from mithridate.experiments import certified, headline, pages, pictures, words
 from mithridate.experiments.cautions import cautions
 from mithridate.experiments.cells import Pair
 from mithridate.experiments.drilldown import Thumbnails, drilldown
@@ -99,6 +99,9 @@ def render(collected: Collected, folder: Path) -> str:
             forest=pictures.forest(rows, "forest"),
             long_forest=len(attacks) > LONGEST_PLOT,
             costs=pictures.costs(rows, "costs"),
+            certified=(curves := certified.curves(rows)),
+            certified_pictures=certified.pictures(curves, "certified"),
+            guarantees=certified.guarantees(rows),
             exhibits=exhibits(attacks, folder),
             drills=drilldown(rows, thumbnails),
             thumbnails=thumbnails.symbols(),
@@ -128,7 +131,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, bool]:
         "eligible": any(row.eligible for row in rows),
         "noise": any("random-noise" in row.versus for row in rows),
         "nothing": any("no-attack" in row.versus for row in rows),
-        "proof": any(row.certificate or (row.recall is not None and not row.control) for row in rows),
+        "proof": any(row.certificate or row.detection for row in rows),
         "abstained": any(row.abstained for row in rows),
     }
 

@@ -7,7 +7,7 @@ import dataclasses
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from mithridate.experiments import cells as grid, words
@@ -15,24 +15,13 @@ from mithridate.experiments.cells import Cell, Pair
 from mithridate.experiments.columns import RIGHT, WHOLE, entries, flat, plain, share, side_by_side
 from mithridate.experiments.compare import Comparisons, Versus as Versus, against, compared
 from mithridate.experiments.labels import Labels
+from mithridate.experiments.proofs import Certificate as Certificate, Detection as Detection, certificate, detection
 from mithridate.experiments.rates import rate
 from mithridate.experiments.statistics import Mean, Rate, mean
 from mithridate.experiments.threats import Budget
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """Certified radius of the answers on targets. A replaced row is one deletion and one insertion."""
-
-    median: float
-    """Insertions plus deletions that provably leave the answer as it is."""
-    share: float
-    """Share of targets certified against one replaced image at least."""
-    covers: float | None
-    """Share of targets certified against as many replaced images as this poison has; None without poison."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +59,11 @@ class Row:
     cost: Mean | None
     """Accuracy lost against the clean, undefended victims; a share, positive = lost."""
     abstained: float
-    removed: float | None
-    """Training rows that a filter dropped, per victim."""
-    recall: float | None
-    """Share of the poisons among them."""
+    detection: Detection | None
+    """What was left out of training; None where nothing ever is."""
     certificate: Certificate | None
+    guarantees: tuple[dict[str, Any], ...]
+    """What the whole training procedure proves."""
     notes: dict[str, Mean]
     seconds: dict[str, float]
     """Wall time by phase, summed over trials."""
@@ -176,34 +165,13 @@ def _row(cell: Cell, others: Sequence[Cell], labels: Labels, versus: Comparisons
         accuracy=mean(cell.accuracies()),
         cost=grid.cost(cell, unattacked),
         abstained=_share([value for values in cell.outcomes("abstained").values() for value in values]),
-        certificate=_certificate(cell),
+        detection=detection(cell),
+        certificate=certificate(cell),
+        guarantees=tuple(next((result.get("guarantees") or () for result in cell.results), ())),
         notes=cell.notes(),
         seconds=_seconds(cell),
         warnings=tuple(sorted({text for result in cell.results for text in result.get("warnings") or ()})),
-        **_removed(cell),
     )
-
-
-def _removed(cell: Cell) -> dict[str, float | None]:
-    removed, caught, present = [], 0.0, 0.0
-    for result in cell.results:
-        defense = result.get("defense") or {}
-        removed += defense.get("removed") or []
-        hits = defense.get("removed_poisons") or []
-        caught += sum(hits)
-        present += len(hits) * ((result.get("poison") or {}).get("count") or 0)
-    return {"removed": fmean(removed) if removed else None, "recall": caught / present if present else None}
-
-
-def _certificate(cell: Cell) -> Certificate | None:
-    radii = cell.outcomes("radius")
-    values = [value for found in radii.values() for value in found]
-    if not values:
-        return None
-    counts = {seed: (result.get("poison") or {}).get("count") or 0 for seed, (_, result) in cell.trials.items()}
-    covers = [value // 2 >= counts[seed] for seed, found in radii.items() for value in found if counts[seed]]
-    share = fmean(value >= 2 for value in values)
-    return Certificate(float(median(values)), share, fmean(covers) if covers else None)
 
 
 def _seconds(cell: Cell) -> dict[str, float]:

@@ -234,10 +234,10 @@ def _defense_parts(found: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     unmet = dict.fromkeys(row.attack for row in attacks if not row.adaptive and row.cell.static not in known)
     if unmet:
         parts.append("only the static attacker was run" + (f" for {', '.join(unmet)}" if known else ""))
-    for row in found:
-        if row.recall is not None and not row.control:
-            poisons = f"{'adaptive ' * row.adaptive}{row.attack} poisons"
-            parts.append(f"finds {percent(row.recall)} % of the {poisons} among {row.removed:,.0f} rows removed")
+    parts += [caught(row) for row in found if row.detection and row.detection.recall and not row.control]
+    clean = next((row.detection for row in found if row.detection and row.attack == "no-attack"), None)
+    if clean is not None:
+        parts.append(f"drops {share_text(clean.false_alarms)} of clean data")
     certified = next((row for row in found if row.certificate and row.attack == "no-attack"), None)
     certified = certified or next((row for row in found if row.certificate), None)
     if certified is not None and certified.certificate is not None:
@@ -246,6 +246,22 @@ def _defense_parts(found: Sequence[Row], rows: Sequence[Row]) -> list[str]:
             f"certifies {share} % of answers against one replaced image or more (median radius {radius:g} rows)"
         )
     return [*parts, cost_text(found)]
+
+
+def share_text(share: Mean) -> str:
+    """A mean share as a percentage with its interval, where it has one."""
+    ends = span(share, 100, 1)
+    return f"{100 * share.value:.1f} %" + (f" ({ends})" if ends else "")
+
+
+def caught(row: Row) -> str:
+    """What a filter found of an attack's poisons, and how much else it dropped."""
+    found, poisons = row.detection, f"{'adaptive ' * row.adaptive}{row.attack} poisons"
+    if found is None or found.recall is None:
+        return f"drops no rows under {row.attack}"
+    text = f"finds {percent(found.recall.share)} % of the {poisons} ({span(found.recall)}) among {found.removed:,.0f}"
+    precise = f", of which {percent(found.precision.share)} % are poison" if found.precision else ""
+    return f"{text} rows removed{precise}"
 
 
 def effect(row: Row, access: str = "") -> str:

@@ -116,16 +116,19 @@ class Task:
         Returns:
             On the CPU: `success`, `abstained` and `correct` [M, T] bool, `margin` [M, T] (score of the intended class
             minus the best other), `radius` [M, T] int64 or None, `accuracy` [M] on clean test images (without the
-            targets, unless these are shown with a trigger).
+            targets, unless these are shown with a trigger), `certified` [M, R] or None: the share of these images that
+            is answered rightly with a radius of at least 0, 1, ..., R - 1.
         """
         trigger = poison.trigger or _unchanged
         prediction = predict(fitted.predictor, self.test, self.target_rows, trigger)
         intended, answered = self.intended.cpu(), ~prediction.abstained
         guess = prediction.scores.argmax(2)
+        accuracy, certified = self._accuracy(fitted.predictor)
         return {
             "success": (guess == intended) & answered,
             "margin": _margin(prediction.scores, intended),
-            "accuracy": self._accuracy(fitted.predictor),
+            "accuracy": accuracy,
+            "certified": certified,
             "abstained": prediction.abstained,
             "radius": prediction.radius,
             "correct": (guess == self.true_labels.cpu()) & answered,
@@ -159,13 +162,21 @@ class Task:
         labels = self.train.labels_of(self.candidates)
         return ((labels != self.intended[0].to(labels.device)) & self.relabel).float()
 
-    def _accuracy(self, predictor: Predictor) -> Tensor:
+    def _accuracy(self, predictor: Predictor) -> tuple[Tensor, Tensor | None]:
+        """Accuracy [M] on clean test images, and the share [M, R] of them that is right with a radius of 0, 1, ..."""
         rows = self.test.ids  # all of them, in one order, so that a stored victim's answers serve every case
         prediction = predict(predictor, self.test, rows)
         right = (prediction.scores.argmax(2) == self.test.labels_of(rows).cpu()) & ~prediction.abstained
+        counted = torch.ones(len(rows), dtype=torch.bool)
         if not self.goal.triggered:
-            right = right[:, ~torch.isin(rows, self.target_rows.to(rows.device)).cpu()]
-        return right.float().mean(1)
+            counted = ~torch.isin(rows, self.target_rows.to(rows.device)).cpu()
+        right = right[:, counted]
+        if prediction.radius is None:
+            return right.float().mean(1), None
+        radius = prediction.radius[:, counted]
+        steps = range(int(radius.max()) + 1 if radius.numel() else 1)
+        certified = torch.stack([(right & (radius >= step)).float().mean(1) for step in steps], 1)
+        return right.float().mean(1), certified
 
     def _check_form(self, poison: Poison) -> None:
         count, labels = len(poison.rows), poison.labels
