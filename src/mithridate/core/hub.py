@@ -141,7 +141,12 @@ def _list_split(
     encoded = _encoded(dataset, where, image)
     known = classes or tuple(names or (str(k) for k in range(int(labels.max(initial=0)) + 1)))
     return listed(
-        where, labels, known, lambda rows: _images(encoded, where, image, rows), lambda _: _state(encoded, image)
+        where,
+        labels,
+        known,
+        lambda rows: _images(encoded, where, image, rows),
+        lambda _: _state(encoded, image),
+        lambda row: (where, row),
     )
 
 

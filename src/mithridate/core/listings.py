@@ -42,6 +42,8 @@ class Listing(NamedTuple):
     """Row numbers [n], ascending -> name and bytes of each image file."""
     state: Callable[[np.ndarray], str]
     """Row numbers [n] -> a digest of where their files are, how large and how old: another one means other pixels."""
+    place: Callable[[int], tuple[str, int | None]]
+    """Row number -> file, and the row in it where it holds several."""
 
     def load(self, rows: np.ndarray, size: int | None, cache: str | None = None) -> ImageData:
         """Decodes these rows into memory, or into the cache unless they are there."""
@@ -70,6 +72,7 @@ def listed(
     classes: tuple[str, ...],
     files: Callable[[np.ndarray], Iterator[tuple[str, bytes]]],
     state: Callable[[np.ndarray], str],
+    place: Callable[[int], tuple[str, int | None]],
 ) -> Listing:
     """Makes a listing whose labels are checked.
 
@@ -79,7 +82,7 @@ def listed(
     if not len(labels):
         raise ValueError(f"{where} holds no images")
     check_labels(torch.from_numpy(labels), len(classes), where)  # now: decoding may take minutes
-    return Listing(where, labels, classes, files, state)
+    return Listing(where, labels, classes, files, state, place)
 
 
 def file_state(files: Iterable[Path]) -> str:
@@ -321,10 +324,23 @@ def list_parquet(files: Sequence[Path], classes: tuple[str, ...] | None = None) 
         )
     where = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     known = classes or names or tuple(str(k) for k in range(int(everything.max(initial=0)) + 1))
-    return listed(where, everything, known, lambda rows: _parquet_images(files, rows), lambda rows: file_state(files))
+    ends = np.cumsum([len(part) for part in labels])
+
+    def place(row: int) -> tuple[str, int | None]:
+        number = int(np.searchsorted(ends, row, side="right"))
+        return str(files[number]), row - int(ends[number - 1] if number else 0)
+
+    return listed(
+        where, everything, known, lambda rows: _parquet_images(files, rows), lambda rows: file_state(files), place
+    )
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def training_home(root: Path) -> Path:
+    """The folder with the class folders of the training images: `train/` in this one, or this one."""
+    return root / "train" if (root / "train").is_dir() and subfolders(root / "train") else root
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -362,4 +378,5 @@ def list_folder(folder: Path, classes: tuple[str, ...] | None = None) -> Listing
         known,
         lambda rows: ((str(paths[i]), paths[i].read_bytes()) for i in rows),
         lambda rows: file_state(paths[i] for i in rows),
+        lambda row: (str(paths[row]), None),
     )

@@ -26,7 +26,7 @@ from mithridate.core.listings import (
     parquet_files,
     parquet_home,
     stratified_split,
-    subfolders,
+    training_home,
 )
 from mithridate.core.schema import Choice, resolve
 from mithridate.core.seeds import stream
@@ -143,9 +143,8 @@ class Folder(DataSource):
 
     def load(self, device: str | torch.device = "cpu") -> tuple[ImageData, ImageData]:
         root = Path(self.path).expanduser()
-        home, test = root, None if self.test is None else Path(self.test).expanduser()
-        if (root / "train").is_dir() and subfolders(root / "train"):
-            home = root / "train"
+        home, test = training_home(root), None if self.test is None else Path(self.test).expanduser()
+        if home != root:
             test = test or next((root / name for name in TEST_NAMES if (root / name).is_dir()), None)
         train = list_folder(home)
         tested = None if test is None else list_folder(test, train.classes)
