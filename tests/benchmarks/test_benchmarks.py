@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attacks, crafting, crafting_memory, inversion, members, startup, training, trial
+from benchmarks import attacks, crafting, crafting_memory, defenses, inversion, members, startup, training, trial
 from benchmarks.__main__ import OTHERS, SPEED, main
 from benchmarks.measure import Report, Setup, Timing
 
@@ -64,6 +64,16 @@ def test_inversion_runs_small() -> None:
     report = inversion.run(SMALL)
     check(report)
     assert {row.case for row in report.rows} == {case.name for case in inversion.CASES}
+
+
+def test_defenses_run_small() -> None:
+    report = defenses.run(SMALL)
+    check(report)
+    assert {row.case for row in report.rows} == {f"training with {case.name}" for case in defenses.CASES}
+    assert all(row.by_round for row in report.rows)
+    costs = [claim.claim for claim in report.claims if "times the cost of plain training" in claim.claim]
+    assert len(costs) == len(defenses.CASES)
+    assert any("straightforward" in row.role for row in report.rows)
 
 
 def test_a_trial_runs_small() -> None:
