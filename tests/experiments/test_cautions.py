@@ -108,6 +108,17 @@ def test_access_and_trusted_rows():
     assert "crafted on convnet" in texts["black-box"]
 
 
+def test_a_guarantee_that_excludes_nothing():
+    def private(epsilon: float) -> list[str]:
+        settings = made.trial("no-attack", made.TARGETED, {"type": "dp-instahide"})
+        proven = {"kind": "differential-privacy", "statement": "", "values": {"epsilon": epsilon}}
+        done = made.result(settings, [[0]], [[0.0]], [0.62], guarantees=[proven])
+        return [c.text for c in cautions(table([(settings, done)]).rows) if c.kind.name == "empty-guarantee"]
+
+    assert private(2.0) == []
+    assert private(123456.0) == ["dp-instahide is private with epsilon 1.235e+05 only."]
+
+
 def test_warnings_of_trials_are_shown_once_with_their_attacks():
     pairs = []
     for attack in ("witches-brew", "badnets"):

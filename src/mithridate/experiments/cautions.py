@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LOUD = 0.05
 """A control whose interval lies above this rate moves targets by itself."""
+LARGE_EPSILON = 10.0
+"""From here on a promise of privacy lets the odds of an outcome change by more than exp(10), 22,000 times."""
 COSTLY = 0.10
 """Accuracy lost, as a share, from which a defence has mostly broken the model."""
 
@@ -116,6 +118,12 @@ FROM_NUMBERS = (
         "Some clean images were held out for a defence that needs them. A defence that had some knows more than one "
         "that had none.",
         "State their number beside the result.",
+    ),
+    Kind(
+        "empty-guarantee",
+        "At so large an epsilon a proof of differential privacy excludes nothing that a poisoner or an eavesdropper "
+        "could wish for. Whatever the defence does here is an observation about these attacks, not a guarantee.",
+        "Do not call the training private. More noise, fewer steps or smaller images lower epsilon.",
     ),
 )
 FROM_TRIALS = (
@@ -345,6 +353,16 @@ def _trusted(rows: Sequence[Row]) -> list[str]:
     )
 
 
+def _empty(rows: Sequence[Row]) -> list[str]:
+    large: dict[str, float] = {}
+    for row in rows:
+        for guarantee in row.guarantees:
+            epsilon = (guarantee.get("values") or {}).get("epsilon")
+            if epsilon is not None and epsilon >= LARGE_EPSILON:
+                large[row.defense] = max(epsilon, large.get(row.defense, 0.0))
+    return [f"{name} is private with epsilon {epsilon:,.4g} only." for name, epsilon in large.items()]
+
+
 _LOOKS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "no-control": _no_control,
     "no-noise-control": _no_noise,
@@ -358,6 +376,7 @@ _LOOKS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "white-box": _white,
     "black-box": _black,
     "trusted-rows": _trusted,
+    "empty-guarantee": _empty,
     "many-comparisons": _many,
 }
 """In the order in which a report gives them."""
