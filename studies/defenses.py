@@ -23,7 +23,7 @@ from dataclasses import replace
 
 import mithridate as mi
 from mithridate.experiments.panels import Panel, plan_audit
-from mithridate.experiments.presets import fast_recipe, small_recipe
+from mithridate.experiments.presets import digits_recipe, fast_recipe, small_recipe
 from mithridate.experiments.scenarios import scenario
 from studies.witches_brew import cifar10
 
@@ -33,15 +33,101 @@ IMMUNE = mi.AdversarialPoisoning(eps=EPS)
 """As strong as the attack, as in its paper."""
 
 
+FILTERS = (
+    (mi.SpectralSignatures(contamination=0.02),),
+    (mi.ActivationClustering(contamination=0.02),),
+    (mi.DeepKNN(contamination=0.02),),
+    (mi.Epic(),),
+)
+TRAINING = (
+    (mi.Mixup(),),
+    (mi.Cutmix(),),
+    (mi.DPInstaHide(),),
+    (mi.GradientShaping(),),
+)
+"""Defences that change how a model is trained; the costly ones are named where they are run."""
+TRUSTED = 100
+"""Clean rows for those that need some."""
+
+
 def gradient_matching() -> list[mi.Trial]:
     """Returns gradient matching under each defence with its controls: 16 paired targets; hours."""
-    return plan_audit([_brewed((mi.Mixup(),), (mi.Cutmix(),), (mi.SpectralSignatures(contamination=0.02),), (IMMUNE,))], cifar10(per_class=500))
+    cheap = (*TRAINING, (mi.Epic(),), (mi.SpectralSignatures(contamination=0.02),))
+    return plan_audit([_brewed(*cheap), _brewed((IMMUNE,))], cifar10(per_class=500))
 
 
 def adaptive() -> list[mi.Trial]:
     """Returns gradient matching that knows the defence: mixup, CutMix, adversarial poisoning; hours."""
     panel = replace(_brewed((mi.Mixup(),), (mi.Cutmix(),), (IMMUNE,)), adaptive=True)
     return [trial for trial in plan_audit([panel], cifar10(per_class=500)) if trial.adaptive]
+
+
+def backdoor() -> list[mi.Trial]:
+    """Returns a patch backdoor under each defence: 3 poisons, 5 victims of each; an hour."""
+    recipe, patches = fast_recipe(small_recipe()), (mi.AdversarialPoisoning(inner="patch"),)
+    wrapping = ((mi.PartitionVote(),), (mi.Strip(),))
+    panel = Panel(
+        attack=mi.BadNets(),
+        threat=replace(mi.BadNets.threat, budget=0.02),
+        scenario=scenario("from-scratch", recipe),
+        defenses=(*TRAINING, patches, *FILTERS, *wrapping, (mi.FineTuning(),), (mi.FinePruning(),)),
+        trials=3,
+        victims=5,
+        clean_victims=3,
+        trusted=TRUSTED,
+    )
+    return plan_audit([panel], cifar10(per_class=500))
+
+
+def filters() -> list[mi.Trial]:
+    """Returns two attacks on frozen features under each filter: 20 targets; half an hour."""
+    attacks = {mi.PoisonFrogs(): mi.PoisonFrogs.threat, mi.BullseyePolytope(): mi.BullseyePolytope.threat}
+    chosen = tuple(stack for stack in FILTERS if stack[0].kind == "filter")  # a solved head has no epochs
+    panels = [
+        Panel(
+            attack=attack,
+            threat=threat,
+            scenario=scenario("transfer", small_recipe()),
+            defenses=chosen,
+            clean_victims=3,
+        )
+        for attack, threat in attacks.items()
+    ]
+    return plan_audit(panels, cifar10(per_class=500))
+
+
+def digits() -> list[mi.Trial]:
+    """Returns a patch backdoor on digits under every defence, 12 poisons; an hour."""
+    recipe = digits_recipe()
+    private = replace(recipe, model="convnet:norm=group")
+    defenses = (
+        *TRAINING,
+        (mi.DPInstaHide(sampler="shuffled"),),
+        (mi.Maxup(),),
+        (mi.AdversarialTraining(),),
+        (mi.AdversarialPoisoning(),),
+        (mi.AdversarialPoisoning(inner="patch"),),
+        (mi.AdversarialPoisoning(inner="feature-collision"),),
+        *FILTERS,
+        (mi.PartitionVote(),),
+        (mi.Strip(),),
+        (mi.FineTuning(),),
+        (mi.FinePruning(),),
+    )
+    panels = [_marked(recipe, *defenses), _marked(private, (mi.DPSGD(),), (mi.GradientShaping(),))]
+    return plan_audit(panels, mi.Digits())
+
+
+def _marked(recipe: mi.Recipe, *defenses: tuple[mi.Defense, ...]) -> Panel:
+    return Panel(
+        attack=mi.BadNets(),
+        threat=replace(mi.BadNets.threat, budget=0.02),
+        scenario=scenario("from-scratch", recipe),
+        defenses=defenses,
+        trials=12,
+        clean_victims=3,
+        trusted=TRUSTED,
+    )
 
 
 def _brewed(*defenses: tuple[mi.Defense, ...]) -> Panel:

@@ -202,6 +202,53 @@ class InvertOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScanOptions:
+    """Look for poison in a training set: train on it, rank its rows, say how many would stand out by chance.
+
+    All images are scanned; none is set aside as test data. Writes suspects.csv, drop.txt and scan.html.
+    """
+
+    data: Annotated[str, tyro.conf.Positional, arg(metavar="DATA")]
+    """A folder of class folders, parquet in Hugging Face layout (a file or a folder), hub:OWNER/NAME,
+    package.module:function, or digits."""
+    filters: Names = None
+    """Filters, with settings if you like: spectral-signatures activation-clustering deep-knn confident-learning.
+    Default: the first three."""
+    contamination: Annotated[float, arg(metavar="SHARE")] = 0.02
+    """Share of the rows that you would not be surprised to find poisoned; filters look for about so many."""
+    false_alarms: Annotated[float, arg(metavar="N")] = 1.0
+    """Length of the list of rows to drop: it ends where this many false alarms are expected."""
+    model: Annotated[str, arg(metavar="NAME")] = "convnet"
+    """As for audit."""
+    recipe: Literal["paper", "fast"] = "fast"
+    """fast: 12 epochs, which is enough to see what a model makes of each row. paper: 40 epochs."""
+    epochs: Count = None
+    """Passes over the training set."""
+    models: Number = 1
+    """Models trained; what they say is put together by the median."""
+    size: Count = None
+    """Resize all images to N x N."""
+    per_class: Count = None
+    """Scan only the first N images of every class."""
+    cache: Place = None
+    """Folder for a memory-mapped copy of the pixels, for data larger than memory."""
+    top: Number = 60
+    """Suspects shown on the page."""
+    copy: Place = None
+    """Write a copy of the data without the rows to drop: the image files, or the parquet files with all columns."""
+    seed: Number = 0
+    """Seed of the models and of the null runs."""
+    device: Device = "cpu"
+    """Where models run: cpu, cuda, cuda:1."""
+    workers: Count = None
+    """Worker processes of one thread each, which share out the models. Default: one per core, at most 8."""
+    out: Path = Path("runs/scan")
+    """Results folder; the models are kept there for the next scan."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialOptions:
     """Run one trial from its trial.json and print what came of it."""
 
@@ -259,6 +306,7 @@ VERBS: dict[str, type] = {
     "audit": AuditOptions,
     "craft": CraftOptions,
     "invert": InvertOptions,
+    "scan": ScanOptions,
     "trial": TrialOptions,
     "study": StudyOptions,
     "report": ReportOptions,

@@ -18,7 +18,7 @@ from mithridate.core.training import predictor_of
 from mithridate.poisoning.defenses.deep_knn import DeepKNN
 from mithridate.poisoning.defenses.spectral_signatures import SpectralSignatures
 from mithridate.poisoning.defenses.strip import Strip
-from tests.poisoning.cases import small_net, three_classes
+from tests.poisoning.cases import marked_by, small_net, three_classes
 
 SMALL = Setup(small=True)
 
@@ -57,7 +57,7 @@ def test_every_way_to_vote_marks_the_same_rows(k: int, scale: float) -> None:
     features, labels = filters.features_of(1_000, 12, "cpu")
     features += (scale - 1) * torch.stack([features[labels == label].mean(0) for label in range(10)])[labels]
     expected = filtering.knn_plain(features, labels, k)
-    assert torch.equal(DeepKNN(neighbours=k).suspicious(features, labels), expected)
+    assert torch.equal(marked_by(DeepKNN(neighbours=k), features, labels), expected)
     assert torch.equal(filtering.knn_whole(features, labels, k), expected)
     assert torch.equal(filtering.knn_blocks(features, labels, k, block=64), expected)
     assert torch.equal(filtering.knn_tiles(features, labels, k, block=64, width=90), expected)
@@ -66,7 +66,7 @@ def test_every_way_to_vote_marks_the_same_rows(k: int, scale: float) -> None:
 
 def test_every_way_to_score_marks_the_same_rows() -> None:
     features, labels = filters.features_of(1_000, 24, "cpu")
-    expected = SpectralSignatures(contamination=0.01).suspicious(features, labels)
+    expected = marked_by(SpectralSignatures(contamination=0.01), features, labels)
     assert int(expected.sum()) == 150
     assert torch.equal(filtering.spectral_plain(features, labels, 15), expected)
     for dtype in (torch.float32, torch.float64):

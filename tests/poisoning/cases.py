@@ -12,6 +12,7 @@ from mithridate.core.data import ImageData
 from mithridate.core.ensemble import Ensemble
 from mithridate.core.seeds import stream
 from mithridate.core.training import Fitted, Learner, Prediction, Recipe, Watch, predictor_of
+from mithridate.poisoning.defense import Evidence, Filter
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -30,6 +31,11 @@ def three_classes(train: int = 60, test: int = 30, *, channels: int = 3, side: i
         labels = torch.arange(count) % len(CLASSES)
         sets.append(ImageData(images_of(labels, seed, channels=channels, side=side), labels, CLASSES))
     return sets[0], sets[1]
+
+
+def marked_by(one: Filter, features: Tensor, labels: Tensor) -> Tensor:
+    """What a filter that does not look at logits would drop, [n] bool."""
+    return one.judge(Evidence(features, features[:, :0], labels)).marked
 
 
 def quick(**settings: object) -> Recipe:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mithridate.core.data import ImageData
 from mithridate.core.learners import Mixed, learner
 from mithridate.core.training import Fitted, Prediction, Predictor, Recipe
 from mithridate.core.transforms import Cutout
-from mithridate.poisoning.defense import Filtered, Guarded, Purified, augmented, changed
+from mithridate.poisoning.defense import Evidence, Filter, Filtered, Guarded, Judgement, Purified, augmented, changed
 from mithridate.poisoning.defenses.mixup import Mixup
 from mithridate.poisoning.defenses.partition_vote import PartitionVote
 from mithridate.poisoning.defenses.spectral_signatures import SpectralSignatures
@@ -38,8 +38,17 @@ def dark(predictor: Predictor, clean: ImageData, seed: int):
     return lambda images: (images.mean((1, 2, 3)) < least).expand(predictor(images).abstained.shape)
 
 
-def every_fourth(features: Tensor, labels: Tensor) -> Tensor:
-    return torch.arange(len(labels)) % 4 == 0
+@dataclass(frozen=True, kw_only=True)
+class EveryFourth(Filter):
+    """Drops every fourth row, whatever it is like; notes what it was shown."""
+
+    contamination: float = 0.25
+    seen: list[Evidence] = field(default_factory=list)
+
+    def judge(self, evidence: Evidence) -> Judgement:
+        self.seen.append(evidence)
+        marked = torch.arange(len(evidence.labels)) % 4 == 0
+        return Judgement(marked.double(), marked)
 
 
 # --- recipe changes --------------------------------------------------------------------------------------------------
@@ -85,7 +94,7 @@ def test_a_filter_fits_scores_drops_and_fits_again_with_the_same_seed() -> None:
     watched: list = []
     trusted = TRAIN.select(torch.arange(3))
     data = TRAIN.drop(torch.arange(3))
-    fitted = Filtered(Spy(quick(), asked), every_fourth).fit(
+    fitted = Filtered(Spy(quick(), asked), EveryFourth()).fit(
         [data, data], [5, 6], trusted=trusted, watch=lambda member, epoch, predictor: watched.append((member, epoch))
     )
     remaining = [row for i, row in enumerate(range(3, 60)) if i % 4]
@@ -99,29 +108,26 @@ def test_a_filter_fits_scores_drops_and_fits_again_with_the_same_seed() -> None:
 
 
 def test_the_filtered_model_is_the_one_trained_on_the_remaining_rows_alone() -> None:
-    fitted = Filtered(quick(), every_fourth).fit([TRAIN], [1])
+    fitted = Filtered(quick(), EveryFourth()).fit([TRAIN], [1])
     alone = quick().fit([TRAIN.select(TRAIN.ids[TRAIN.ids % 4 != 0])], [1])
     assert equal(weights(fitted), weights(alone))
 
 
 def test_a_filter_scores_features_in_eval_mode_without_augmentation() -> None:
-    recipe = quick()
-    seen: list[Tensor] = []
-
-    def look(features: Tensor, labels: Tensor) -> Tensor:
-        seen.append(features)
-        return torch.zeros(len(labels), dtype=torch.bool)
-
-    Filtered(recipe, look).fit([TRAIN], [1])
+    recipe, look = quick(), EveryFourth()
+    look(recipe).fit([TRAIN], [1])
     model = recipe.fit([TRAIN], [1]).models[0]
     head = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
     with torch.no_grad():
         logits = model(TRAIN.floats(TRAIN.ids))
-    assert torch.allclose(seen[0] @ head.weight.T + head.bias, logits, atol=1e-4)
+    (seen,) = look.seen
+    assert torch.allclose(seen.features @ head.weight.T + head.bias, logits, atol=1e-4)
+    assert torch.allclose(seen.logits, logits, atol=1e-4)
+    assert torch.equal(seen.labels, TRAIN.labels)
 
 
 def test_rows_that_the_last_fit_dropped_itself_are_not_counted_as_kept() -> None:
-    fitted = Filtered(Spy(quick(), [], keeps=True), every_fourth).fit([TRAIN], [1])
+    fitted = Filtered(Spy(quick(), [], keeps=True), EveryFourth()).fit([TRAIN], [1])
     assert fitted.kept[0] is not None
     assert fitted.kept[0].tolist() == [row for row in range(60) if row % 4][1:]
 
@@ -135,8 +141,8 @@ def test_a_filter_cannot_come_after_a_vote() -> None:
 @pytest.mark.parametrize("wrapper", [lambda inner: Purified(inner, put_in), lambda inner: Guarded(inner, dark)])
 def test_a_filter_comes_before_what_works_on_final_models(wrapper) -> None:
     with pytest.raises(TypeError, match=r"put the filter before the (purification|guard)"):
-        Filtered(wrapper(quick()), every_fourth)
-    wrapper(Filtered(quick(), every_fourth))
+        Filtered(wrapper(quick()), EveryFourth())
+    wrapper(Filtered(quick(), EveryFourth()))
 
 
 # --- purifications ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import torch
 from mithridate.core.learners import Mixed
 from mithridate.core.sampling import Shuffled
 from mithridate.core.training import Prediction, Recipe
-from mithridate.poisoning.defense import Filtered, Guarded
+from mithridate.poisoning.defense import Guarded
+from mithridate.poisoning.defenses.spectral_signatures import SpectralSignatures
 from mithridate.poisoning.voting import Voting
 from tests.poisoning.cases import NearestMean, quick, three_classes
 from tests.poisoning.spy import Spy
@@ -73,6 +74,6 @@ def test_a_part_that_its_guard_silences_casts_no_vote() -> None:
 
 def test_a_vote_of_mixed_architectures_would_certify_nothing() -> None:
     mixed = Mixed((Recipe(), Recipe(model="convnet-wide")))
-    for inner in (mixed, Filtered(mixed, lambda features, labels: labels < 0)):
+    for inner in (mixed, SpectralSignatures()(mixed)):
         with pytest.raises(TypeError, match="nothing would be certified"):
             Voting(inner, 3)

@@ -36,6 +36,30 @@ def in_mode(module: nn.Module, *, train: bool) -> Iterator[None]:
             setattr(part, name, buffer)
 
 
+def features_and_logits(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the input [B, D] of the module's last Linear and its logits [B, K], in eval mode and in one pass.
+
+    Raises:
+        ValueError: the module has no final Linear, or it does not run once in a forward pass.
+
+    >>> a, b = features_and_logits(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.ones(2, 1, 2, 2))
+    >>> a.shape, b.shape
+    (torch.Size([2, 4]), torch.Size([2, 3]))
+    """
+    caught: list[Tensor] = []
+    handle = last_linear(module).register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    try:
+        with in_mode(module, train=False):
+            logits = module(images)
+    finally:
+        handle.remove()
+    if len(caught) != 1:
+        raise ValueError(
+            f"the last Linear of {type(module).__name__} ran {len(caught)} times in one forward pass; features need one"
+        )
+    return caught[0].float().flatten(1), logits.float()
+
+
 def features(module: nn.Module, images: Tensor) -> Tensor:
     """Returns the input [B, D] of the module's last Linear, in eval mode, differentiable in the images.
 
@@ -45,18 +69,7 @@ def features(module: nn.Module, images: Tensor) -> Tensor:
     >>> features(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.ones(2, 1, 2, 2)).shape
     torch.Size([2, 4])
     """
-    caught: list[Tensor] = []
-    handle = last_linear(module).register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-    try:
-        with in_mode(module, train=False):
-            module(images)
-    finally:
-        handle.remove()
-    if len(caught) != 1:
-        raise ValueError(
-            f"the last Linear of {type(module).__name__} ran {len(caught)} times in one forward pass; features need one"
-        )
-    return caught[0].float().flatten(1)
+    return features_and_logits(module, images)[0]
 
 
 class Ensemble(Sequence[nn.Module]):

@@ -78,13 +78,8 @@ def copy_without(given: Originals, rows: Sequence[int], out: Path) -> int:
         FileExistsError: `out` exists.
     """
     source = given.source
-    if not isinstance(source, Folder | Parquet):
-        raise TypeError(
-            f"{type(source).__name__.lower()} has no image files to copy; a copy is made of an image folder or of "
-            "parquet files: take the list of rows instead"
-        )
-    if out.exists():
-        raise FileExistsError(f"{out} exists already; name a folder that does not")
+    check_copy(source, out)
+    assert isinstance(source, Folder | Parquet)
     gone: dict[str, set[int]] = {}
     for row in rows:
         gone.setdefault(given.files[row], set()).add(given.places[row])
@@ -95,6 +90,22 @@ def copy_without(given: Originals, rows: Sequence[int], out: Path) -> int:
         count = _copy_folder(source, gone, half) if isinstance(source, Folder) else _copy_parquet(source, gone, half)
         half.replace(out)
     return count
+
+
+def check_copy(source: DataSource, out: Path) -> None:
+    """Makes sure that a copy of a source can be made there, before the work that it is made after.
+
+    Raises:
+        TypeError: The source has no files to copy.
+        FileExistsError: `out` exists.
+    """
+    if not isinstance(source, Folder | Parquet):
+        raise TypeError(
+            f"{type(source).__name__.lower()} has no image files to copy; a copy is made of an image folder or of "
+            "parquet files: take the list of rows instead"
+        )
+    if out.exists():
+        raise FileExistsError(f"{out} exists already; name a folder that does not")
 
 
 def _copy_folder(source: Folder, gone: dict[str, set[int]], out: Path) -> int:

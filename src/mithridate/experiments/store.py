@@ -299,6 +299,7 @@ class Stored(Wrapper):
         learners = _parts(self.learner, len(seeds))
         if watch is not None or learners is None:
             return self.learner.fit(datasets, seeds, trusted=trusted, watch=watch)
+        guarantees = self.learner.guarantees(datasets) if isinstance(self.learner, Recipe) else ()
         fits = self._fits(learners, datasets, seeds)
         on_disk = [fit for fit in fits if _rebuilt(fit.learner)]
         for wait in (False, True):  # first what no other worker is making, then wait for what they make
@@ -306,7 +307,8 @@ class Stored(Wrapper):
         members = [self._member(fit) if _rebuilt(fit.learner) else self._unstored(fit) for fit in fits]
         history = {name: [m.history[name] for m in members] for name in members[0].history} if members else {}
         models = Ensemble([m.module.eval() for m in members])
-        return Fitted(models, remembering(members, self.store.predictions), history, [m.kept for m in members])
+        predictor = remembering(members, self.store.predictions)
+        return Fitted(models, predictor, history, [m.kept for m in members], guarantees)
 
     def follow(self, datasets: Sequence[ImageData], seeds: Sequence[int]) -> list[Iterator[Stage]]:
         """Follows one training per (data set, seed), each trained or read; one too large for that is trained anew."""

@@ -6,14 +6,14 @@ import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mithridate.core.batch import BatchTransform
 from mithridate.core.data import ImageData
-from mithridate.core.ensemble import Ensemble, features
+from mithridate.core.ensemble import Ensemble, features_and_logits
 from mithridate.core.learners import Mixed
 from mithridate.core.memory import in_chunks
 from mithridate.core.schema import Choice, name_of
@@ -102,22 +102,93 @@ class Augmentation(Defense):
 # --- filters ---------------------------------------------------------------------------------------------------------
 
 
-Suspicion = Callable[[Tensor, Tensor], Tensor]
-"""Features [n, D] and labels [n] of the training rows -> [n] bool: which rows to drop."""
+class Evidence(NamedTuple):
+    """What one trained model makes of its own training rows, in eval mode and without augmentation."""
+
+    features: Tensor
+    """[n, D] float: input of the last Linear."""
+    logits: Tensor
+    """[n, K] float."""
+    labels: Tensor
+    """[n] int64."""
+
+
+class Judgement(NamedTuple):
+    """What a filter says of these rows."""
+
+    scores: Tensor
+    """[n] float64, finite: the larger, the more suspicious."""
+    marked: Tensor
+    """[n] bool: which rows to drop; never all of a class."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Filter(Defense):
+    """A defence that fits, says how suspicious each row is, drops the worst and fits again."""
+
+    kind: ClassVar[Kind] = "filter"
+    reason: ClassVar[str]
+    """Why a row is suspicious to it: half a sentence that begins with a verb."""
+
+    contamination: float
+    """Share of the training set that the defender expects to be poisoned."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.contamination < 1:
+            raise ValueError(
+                f"contamination is {self.contamination:g}; it is the fraction of the training set expected to be "
+                "poisoned, so use for example 0.01 for 1 %"
+            )
+
+    def __call__(self, learner: Learner) -> Learner:
+        return Filtered(learner, self)
+
+    @abstractmethod
+    def judge(self, evidence: Evidence) -> Judgement:
+        """Says how suspicious each row is, and which ones to drop.
+
+        Raises:
+            ValueError: If a feature is not finite.
+        """
+
+    def evidence(
+        self, learner: Learner, datasets: Sequence[ImageData], seeds: Sequence[int], *, trusted: ImageData | None
+    ) -> list[Evidence]:
+        """Trains one model for each data set and seed, and asks it about the rows of that set.
+
+        Raises:
+            ValueError: If the model has no final Linear to take features from.
+        """
+        fitted = learner.fit(datasets, seeds, trusted=trusted)
+        return [evidence_of(model, data) for model, data in zip(fitted.models, datasets, strict=True)]
+
+
+def evidence_of(model: nn.Module, data: ImageData) -> Evidence:
+    """Asks a model about the rows of a data set, in their order."""
+    width = 0
+
+    def ask(rows: Tensor) -> Tensor:
+        nonlocal width
+        found, logits = features_and_logits(model, data.floats(rows))
+        width = found.shape[1]
+        return torch.cat([found, logits], 1)
+
+    with torch.no_grad():
+        both = in_chunks(ask, data.ids, EVALUATION_BATCH)
+    return Evidence(both[:, :width], both[:, width:], data.labels_of(data.ids))
 
 
 @dataclasses.dataclass(frozen=True)
 class Filtered(Wrapper):
-    """Fit, mark suspicious rows by their features, drop them, fit again.
+    """Fit, mark suspicious rows, drop them, fit again.
 
-    Features come from the first fit, in eval mode and without augmentation. The second fit has the same seed: the two
-    differ in their data alone. `watch` sees the second fit. What a recipe proves does not survive the first fit, which
-    sees every row, so `guarantees` stays empty.
+    The second fit has the same seed: the two differ in their data alone. `watch` sees the second fit. What a recipe
+    proves does not survive the first fit, which sees every row, so `guarantees` stays empty.
     """
 
     learner: Learner
     """Trains both times."""
-    suspicion: Suspicion
+    filter: Filter
     """Says which rows to drop."""
 
     def __post_init__(self) -> None:
@@ -141,20 +212,18 @@ class Filtered(Wrapper):
         """Trains twice; `kept` holds the rows of the second fit.
 
         Raises:
-            ValueError: If the model has no final Linear to take features from.
+            ValueError: If the model has no final Linear to take features from, or a feature is not finite.
         """
-        first = self.learner.fit(datasets, seeds, trusted=trusted)
-        kept = [self._trusted_rows(model, data) for model, data in zip(first.models, datasets, strict=True)]
+        evidence = self.filter.evidence(self.learner, datasets, seeds, trusted=trusted)
+        kept = [self._kept(*pair) for pair in zip(evidence, datasets, strict=True)]
         filtered = [data.select(rows) for data, rows in zip(datasets, kept, strict=True)]
         second = self.learner.fit(filtered, seeds, trusted=trusted, watch=watch)
         inner = [rows if later is None else later for rows, later in zip(kept, second.kept, strict=True)]
         return second._replace(kept=inner, guarantees=())
 
-    def _trusted_rows(self, model: nn.Module, data: ImageData) -> Tensor:
+    def _kept(self, evidence: Evidence, data: ImageData) -> Tensor:
         """Row ids that are not suspicious, in the order of the data."""
-        with torch.no_grad():
-            found = in_chunks(lambda rows: features(model, data.floats(rows)), data.ids, EVALUATION_BATCH)
-        return data.ids[~self.suspicion(found, data.labels_of(data.ids)).to(data.ids.device)]
+        return data.ids[~self.filter.judge(evidence).marked.to(data.ids.device)]
 
 
 # --- purifications ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from mithridate.experiments.store import Store
 from mithridate.experiments.trial import Trial, run
 from mithridate.poisoning.attacks.poison_frogs import PoisonFrogs
 from mithridate.poisoning.defenses.deep_knn import DeepKNN, votes_of
-from tests.poisoning.cases import quick, three_classes
+from tests.poisoning.cases import marked_by, quick, three_classes
 
 TRAIN, _ = three_classes()
 
@@ -57,7 +57,7 @@ def slow(features: Tensor, labels: Tensor, k: int) -> Tensor:
 def test_it_marks_what_the_slow_vote_marks(spread: float, sizes: list[int], k: int) -> None:
     features, labels = clusters(sizes, spread=spread)
     order = torch.randperm(len(labels), generator=stream(1, "order"))
-    marked = DeepKNN(neighbours=k).suspicious(features[order], labels[order])
+    marked = marked_by(DeepKNN(neighbours=k), features[order], labels[order])
     assert torch.equal(marked, slow(features[order], labels[order], k))
 
 
@@ -68,7 +68,7 @@ def test_mislabelled_rows_are_found_and_others_kept(sizes: list[int]) -> None:
     poison = torch.arange(12)
     given = labels.clone()
     given[poison] = 2
-    marked = DeepKNN(contamination=0.02).suspicious(features, given)
+    marked = marked_by(DeepKNN(contamination=0.02), features, given)
     assert bool(marked[poison].all())
     assert float(marked[12:].float().mean()) < 0.005
 
@@ -80,15 +80,15 @@ def test_poison_that_is_half_of_the_neighbours_is_not_outvoted() -> None:
     features[poison] = features[:200].mean(0) + 0.01 * features[poison]
     given = labels.clone()
     given[poison] = 1
-    assert not bool(DeepKNN(neighbours=12).suspicious(features, given)[poison].any())
-    assert bool(DeepKNN(neighbours=24).suspicious(features, given)[poison].all())
+    assert not bool(marked_by(DeepKNN(neighbours=12), features, given)[poison].any())
+    assert bool(marked_by(DeepKNN(neighbours=24), features, given)[poison].all())
 
 
 @pytest.mark.parametrize("sizes", [[400, 40], [400, 10, 400]])
 def test_a_small_class_keeps_its_rows(sizes: list[int]) -> None:
     """With 41 neighbours its rows would be outvoted wherever it has no 20 of them, however far away the others are."""
     features, labels = clusters(sizes, spread=0.5)
-    assert int(DeepKNN(neighbours=41).suspicious(features, labels).sum()) == 0
+    assert int(marked_by(DeepKNN(neighbours=41), features, labels).sum()) == 0
 
 
 def test_replicas_stand_where_their_row_stands() -> None:
@@ -113,8 +113,8 @@ def test_neighbours_are_twice_the_poison_expected(
 
     monkeypatch.setattr("mithridate.poisoning.defenses.deep_knn.nearest", spy)
     features, labels = torch.ones(rows, 2), torch.arange(rows) % 2
-    DeepKNN(contamination=contamination).suspicious(features, labels)
-    DeepKNN(contamination=contamination, neighbours=5).suspicious(features, labels)
+    marked_by(DeepKNN(contamination=contamination), features, labels)
+    marked_by(DeepKNN(contamination=contamination, neighbours=5), features, labels)
     assert seen == [asked, 5]
 
 
@@ -122,13 +122,13 @@ def test_no_class_is_emptied_whatever_the_features_say() -> None:
     rng = stream(0, "noise")
     labels = torch.tensor([0] * 80 + [1] * 3 + [2])
     for features in (torch.ones(84, 4), torch.randn(84, 4, generator=rng)):
-        kept = labels[~DeepKNN(neighbours=20).suspicious(features, labels)]
+        kept = labels[~marked_by(DeepKNN(neighbours=20), features, labels)]
         assert kept.unique().tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("labels", [[], [4], [4, 4], [4, 7]])
 def test_few_rows_do_no_harm(labels: list[int]) -> None:
-    marked = DeepKNN().suspicious(torch.ones(len(labels), 3), torch.tensor(labels, dtype=torch.int64))
+    marked = marked_by(DeepKNN(), torch.ones(len(labels), 3), torch.tensor(labels, dtype=torch.int64))
     assert marked.tolist() == [False] * len(labels)
 
 

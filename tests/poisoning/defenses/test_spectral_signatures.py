@@ -10,7 +10,7 @@ from mithridate.core.sources import Digits
 from mithridate.core.training import Recipe
 from mithridate.poisoning.attacks.badnets import BadNets
 from mithridate.poisoning.defenses.spectral_signatures import SpectralSignatures, largest_eigenvector, spectral_scores
-from tests.poisoning.cases import quick, three_classes
+from tests.poisoning.cases import marked_by, quick, three_classes
 
 TRAIN, _ = three_classes()
 
@@ -68,7 +68,7 @@ def test_a_small_far_cluster_scores_highest() -> None:
 def test_every_class_loses_as_many_rows_as_could_be_poison_but_never_all() -> None:
     labels = torch.tensor([0] * 50 + [1] * 45 + [2] * 5)
     features = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
-    marked = SpectralSignatures(contamination=0.05, multiplier=1.5).suspicious(features, labels)
+    marked = marked_by(SpectralSignatures(contamination=0.05, multiplier=1.5), features, labels)
     assert [int(marked[labels == c].sum()) for c in range(3)] == [8, 8, 4]  # ceil(1.5 * 0.05 * 100) = 8
     for c in (0, 1):
         members = (labels == c).nonzero()[:, 0]
@@ -78,7 +78,7 @@ def test_every_class_loses_as_many_rows_as_could_be_poison_but_never_all() -> No
 
 def test_equal_features_and_single_rows_do_no_harm() -> None:
     for columns in (4, 300):
-        marked = SpectralSignatures().suspicious(torch.ones(5, columns), torch.tensor([0, 0, 0, 0, 1]))
+        marked = marked_by(SpectralSignatures(), torch.ones(5, columns), torch.tensor([0, 0, 0, 0, 1]))
         assert int(marked.sum()) == 1
         assert not bool(marked[4])
 
@@ -111,7 +111,7 @@ def test_marked_rows_are_dropped_more_often_than_clean_rows_of_their_class() -> 
         models = recipe.fit([data], [seed]).models  # a filter's first fit
         with torch.no_grad():
             (found,) = models.features(data.floats(data.ids))
-        dropped = SpectralSignatures(contamination=0.05).suspicious(found, data.labels_of(data.ids))
+        dropped = marked_by(SpectralSignatures(contamination=0.05), found, data.labels_of(data.ids))
         poisoned = torch.isin(data.ids, poison.rows)
         clean = (data.labels_of(data.ids) == task.intended[0]) & ~poisoned
         gaps.append(float(dropped[poisoned].float().mean() - dropped[clean].float().mean()))

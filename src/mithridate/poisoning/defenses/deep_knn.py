@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from mithridate.core.neighbours import nearest
-from mithridate.core.training import Learner
-from mithridate.poisoning.defense import Defense, Filtered, Kind
+from mithridate.poisoning.defense import Evidence, Filter, Judgement
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepKNN(Defense):
+class DeepKNN(Filter):
     """Fit, let the nearest neighbours of each row vote on its label, drop the rows that are outvoted, fit again.
 
     Poison whose features lie among another class is outvoted as long as it makes up less than half of the neighbours.
@@ -31,7 +30,7 @@ class DeepKNN(Defense):
     kept; each class keeps the row that its neighbours agree with most, so that none is emptied.
     """
 
-    kind: ClassVar[Kind] = "filter"
+    reason: ClassVar[str] = "lies among rows of another label"
 
     contamination: float = 0.02
     """Share of the training set that the defender expects to be poisoned, a fraction in (0, 1)."""
@@ -39,27 +38,22 @@ class DeepKNN(Defense):
     """Neighbours that vote on each row; None: twice the number of poisoned rows expected."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.contamination < 1:
-            raise ValueError(
-                f"contamination is {self.contamination:g}; it is the fraction of the training set expected to be "
-                "poisoned, so use for example 0.01 for 1 %"
-            )
+        super().__post_init__()
         if self.neighbours is not None and self.neighbours < 1:
             raise ValueError(f"neighbours is {self.neighbours}; at least one neighbour must vote")
 
-    def __call__(self, learner: Learner) -> Learner:
-        return Filtered(learner, self.suspicious)
-
-    def suspicious(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Marks the rows to drop, [n] bool, from their features [n, D] and labels [n].
+    def judge(self, evidence: Evidence) -> Judgement:
+        """Lets the neighbours vote; the score is how far the own label is behind, as a share of the votes.
 
         Raises:
             ValueError: If a feature is not finite.
         """
+        features, labels = evidence.features, evidence.labels
         expected = max(3, math.ceil(round(2 * self.contamination * len(labels), 6)))
         k = min(expected if self.neighbours is None else self.neighbours, len(labels) - 1)
         if k < 1:
-            return torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+            nothing = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
+            return Judgement(nothing, nothing.bool())
         _, classes, sizes = labels.unique(return_inverse=True, return_counts=True)
         replicas = sizes.max() / sizes.double()
         votes = nearest(features, k, then=lambda index: votes_of(classes[index], replicas))
@@ -69,7 +63,8 @@ class DeepKNN(Defense):
         for label in range(len(sizes)):
             members = (classes == label).nonzero()[:, 0]
             marked[members[lead[members].argmax()]] = False
-        return marked
+        others = votes.scatter(1, classes[:, None], -1.0).amax(1)
+        return Judgement((others - own) / k, marked)
 
 
 def votes_of(neighbours: Tensor, replicas: Tensor) -> Tensor:

@@ -9,15 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mithridate.core.training import Learner
-from mithridate.poisoning.defense import Defense, Filtered, Kind
+from mithridate.poisoning.defense import Evidence, Filter, Judgement
 
 LANCZOS_STEPS = 64
 """Steps of the search for the main direction before all directions are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpectralSignatures(Defense):
+class SpectralSignatures(Filter):
     """Fit, score rows by the top singular direction of their class's features, drop the highest, fit again.
 
     The defender does not know where poison is, so every class may hold all of it: from each class it drops
@@ -28,7 +27,7 @@ class SpectralSignatures(Defense):
     Deviations: the number of poisons is an expectation of the defender, never the attack's true number.
     """
 
-    kind: ClassVar[Kind] = "filter"
+    reason: ClassVar[str] = "sticks out along the main direction of its class's features"
 
     contamination: float = 0.02
     """Share of the training set that the defender expects to be poisoned, a fraction in (0, 1)."""
@@ -36,26 +35,22 @@ class SpectralSignatures(Defense):
     """Rows dropped per class, in units of that expectation."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.contamination < 1:
-            raise ValueError(
-                f"contamination is {self.contamination:g}; it is the fraction of the training set expected to be "
-                "poisoned, so use for example 0.01 for 1 %"
-            )
+        super().__post_init__()
         if not self.multiplier > 0:
             raise ValueError(f"multiplier is {self.multiplier:g}; it must be positive, the paper's is 1.5")
 
-    def __call__(self, learner: Learner) -> Learner:
-        return Filtered(learner, self.suspicious)
-
-    def suspicious(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Marks the rows to drop, [n] bool, from their features [n, D] and labels [n]."""
+    def judge(self, evidence: Evidence) -> Judgement:
+        """Scores each row within its class and marks the highest of each."""
+        labels = evidence.labels
         count = math.ceil(round(self.multiplier * self.contamination * len(labels), 6))
+        scores = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
         marked = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
         for label in labels.unique():
             members = (labels == label).nonzero()[:, 0]
-            worst = spectral_scores(features[members]).argsort(descending=True, stable=True)
+            scores[members] = found = spectral_scores(evidence.features[members])
+            worst = found.argsort(descending=True, stable=True)
             marked[members[worst[: min(count, len(members) - 1)]]] = True
-        return marked
+        return Judgement(scores, marked)
 
 
 def spectral_scores(features: Tensor) -> Tensor:
