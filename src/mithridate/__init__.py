@@ -78,12 +78,19 @@ if TYPE_CHECKING:  # X as X: this package exports it
     from mithridate.poisoning.attacks.watermark import Watermark as Watermark
     from mithridate.poisoning.attacks.witches_brew import WitchesBrew as WitchesBrew
     from mithridate.poisoning.defense import Defense as Defense
+    from mithridate.poisoning.defenses.activation_clustering import ActivationClustering as ActivationClustering
     from mithridate.poisoning.defenses.adversarial_poisoning import AdversarialPoisoning as AdversarialPoisoning
     from mithridate.poisoning.defenses.adversarial_training import AdversarialTraining as AdversarialTraining
+    from mithridate.poisoning.defenses.confident_learning import ConfidentLearning as ConfidentLearning
     from mithridate.poisoning.defenses.cutmix import Cutmix as Cutmix
     from mithridate.poisoning.defenses.cutout import Cutout as Cutout
     from mithridate.poisoning.defenses.deep_knn import DeepKNN as DeepKNN
+    from mithridate.poisoning.defenses.dp_instahide import DPInstaHide as DPInstaHide
+    from mithridate.poisoning.defenses.dp_sgd import DPSGD as DPSGD
+    from mithridate.poisoning.defenses.epic import Epic as Epic
+    from mithridate.poisoning.defenses.fine_pruning import FinePruning as FinePruning
     from mithridate.poisoning.defenses.fine_tuning import FineTuning as FineTuning
+    from mithridate.poisoning.defenses.gradient_shaping import GradientShaping as GradientShaping
     from mithridate.poisoning.defenses.maxup import Maxup as Maxup
     from mithridate.poisoning.defenses.mixup import Mixup as Mixup
     from mithridate.poisoning.defenses.noise import Noise as Noise
@@ -153,6 +160,13 @@ _HOME = {
     "poisoning.attacks.watermark": ("Watermark",),
     "poisoning.attacks.witches_brew": ("WitchesBrew",),
     "poisoning.defense": ("Defense",),
+    "poisoning.defenses.activation_clustering": ("ActivationClustering",),
+    "poisoning.defenses.confident_learning": ("ConfidentLearning",),
+    "poisoning.defenses.dp_instahide": ("DPInstaHide",),
+    "poisoning.defenses.dp_sgd": ("DPSGD",),
+    "poisoning.defenses.epic": ("Epic",),
+    "poisoning.defenses.fine_pruning": ("FinePruning",),
+    "poisoning.defenses.gradient_shaping": ("GradientShaping",),
     "poisoning.defenses.adversarial_poisoning": ("AdversarialPoisoning",),
     "poisoning.defenses.adversarial_training": ("AdversarialTraining",),
     "poisoning.defenses.cutmix": ("Cutmix",),

@@ -95,15 +95,16 @@ class AuditOptions(Pipeline):
     """Attacks, with settings if you like: badnets poison-frogs witches-brew:steps=100,restarts=2 metapoison
     convex-polytope bullseye-polytope watermark. Default: the first three."""
     defenses: Names = None
-    """Defences: mixup cutmix cutout maxup noise adversarial-training spectral-signatures deep-knn
-    partition-vote:parts=10 fine-tuning strip; a+b applies both. No name after it: none."""
+    """Defences: mixup cutmix cutout maxup noise adversarial-training adversarial-poisoning gradient-shaping dp-sgd
+    dp-instahide epic spectral-signatures activation-clustering deep-knn confident-learning partition-vote:parts=10
+    fine-tuning fine-pruning strip; a+b applies both. No name after it: none."""
     scenarios: Names = None
     """from-scratch, fine-tuning, transfer; with -grey-box after it the attacker trains features of its own, with
     -black-box another architecture. Default: for each attack the one its paper is about."""
     adaptive: bool = False
     """Meet every defence with an attacker who knows it as well."""
     trusted: Count = None
-    """Clean rows held out for defences that need them, such as fine-tuning."""
+    """Clean rows held out for defences that need them: fine-tuning, fine-pruning."""
     trials: Count = None
     """Cases (targets) per cell, the same ones in every cell."""
     victims: Count = None

@@ -38,6 +38,9 @@ every_defense = pytest.mark.parametrize("name", DEFENSES)
 FEW = {
     "adversarial-poisoning": {"steps": 1},
     "adversarial-training": {"steps": 2},
+    "dp-instahide": {"k": 2},
+    "confident-learning": {"folds": 2},
+    "fine-pruning": {"epochs": 2},
     "fine-tuning": {"epochs": 2},
     "partition-vote": {"parts": 3},
     "strip": {"overlays": 5},
@@ -49,12 +52,17 @@ def made(name: str) -> Defense:
     return DEFENSES[name](**FEW.get(name, {}))
 
 
-def small(**settings: object) -> Recipe:
-    return quick(**({"model": "convnet:width=4"} | settings))
+def network(*names: str, width: int = 4) -> str:
+    """A model that these defences can train."""
+    return f"convnet:width={width}" + (",norm=group" if "dp-sgd" in names else "")
+
+
+def small(*names: str, **settings: object) -> Recipe:
+    return quick(**({"model": network(*names)} | settings))
 
 
 def defended(name: str) -> Learner:
-    return made(name)(small())
+    return made(name)(small(name))
 
 
 def fit(learner: Learner, datasets: Sequence[ImageData], seeds: Sequence[int], watch: Watch | None = None) -> Fitted:
@@ -184,10 +192,13 @@ def test_a_watch_sees_every_member_of_the_last_fit(name: str) -> None:
     assert equal(weights(watched), weights(fit(defended(name), [TRAIN, TRAIN], [0, 1])))
 
 
+PRIVATE = {"dp-instahide", "dp-sgd"}
+
+
 @every_defense
-def test_only_a_vote_claims_a_guarantee(name: str) -> None:
+def test_only_votes_and_private_training_claim_a_guarantee(name: str) -> None:
     fitted = fit(defended(name), [TRAIN], [0])
-    assert bool(fitted.guarantees) == (DEFENSES[name].kind == "vote")
+    assert bool(fitted.guarantees) == (DEFENSES[name].kind == "vote" or name in PRIVATE)
     assert (says(fitted).radius is not None) == (DEFENSES[name].kind == "vote")
 
 
@@ -202,7 +213,7 @@ def test_trusted_rows_are_needed_only_where_it_says_so(name: str) -> None:
 
 @every_defense
 def test_an_adaptive_attacker_trains_without_trusted_rows(name: str) -> None:
-    seen = made(name).seen_by_attacker(small(epochs=1))
+    seen = made(name).seen_by_attacker(small(name, epochs=1))
     assert says(seen.fit([TRAIN], [0])).scores.shape == (1, 30, 3)
 
 
@@ -210,8 +221,8 @@ def test_an_adaptive_attacker_trains_without_trusted_rows(name: str) -> None:
 def test_it_stacks_on_a_results_folder(name: str, tmp_path: Path) -> None:
     """Recipe changes go inside the store, wrappers around it; the models are those of the same fit without a store."""
     defense, folder = made(name), Store(tmp_path)
-    stored = [fit(wrap(small(epochs=1), [defense], folder), [TRAIN], [5]) for _ in range(2)]
-    plain = fit(defense(small(epochs=1)), [TRAIN], [5])
+    stored = [fit(wrap(small(name, epochs=1), [defense], folder), [TRAIN], [5]) for _ in range(2)]
+    plain = fit(defense(small(name, epochs=1)), [TRAIN], [5])
     for fitted in stored:
         assert torch.allclose(says(fitted).scores, says(plain).scores, atol=1e-5)
         assert torch.equal(says(fitted).abstained, says(plain).abstained)
@@ -220,8 +231,8 @@ def test_it_stacks_on_a_results_folder(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name in DEFENSES if DEFENSES[name].kind != "vote"])  # which refuses them
 def test_a_mixture_of_recipes_is_defended_as_a_recipe_is(name: str) -> None:
-    mixed = made(name)(Mixed((small(epochs=1), small(epochs=1, model="convnet:width=6"))))
-    alone = made(name)(small(epochs=1))
+    mixed = made(name)(Mixed((small(name, epochs=1), small(name, epochs=1, model=network(name, width=6)))))
+    alone = made(name)(small(name, epochs=1))
     both = says(fit(mixed, [TRAIN, TRAIN], [3, 4]))
     assert both.scores.shape == (2, 30, 3)
     assert torch.equal(both.scores[0], says(fit(alone, [TRAIN], [3])).scores[0])
@@ -231,7 +242,7 @@ def test_a_mixture_of_recipes_is_defended_as_a_recipe_is(name: str) -> None:
 def test_gradient_matching_runs_through_what_changes_the_recipe(name: str) -> None:
     """Crafting differentiates twice through the transforms, the chosen draws and the moved images among them."""
     task = ThreatModel(budget=0.1, ball=Linf(eps=16 / 255), goal=Misclassify()).draw(TRAIN, TEST, 0)
-    surrogate = made(name).seen_by_attacker(small(epochs=1))
+    surrogate = made(name).seen_by_attacker(small(name, epochs=1))
     poison = WitchesBrew(steps=2, surrogates=1).craft(task, surrogate, seed=0)
     task.check(poison)
     assert not torch.equal(poison.images, TRAIN.pixels(poison.rows))
@@ -242,6 +253,15 @@ REFUSED = {("vote", "vote"), ("vote", "filter"), ("vote", "purification"), ("gua
     (later, "filter") for later in ("purification", "guard")
 }
 """Kinds of wrappers of which the second cannot come after the first."""
+MIXING = {"adversarial-poisoning", "cutmix", "dp-instahide", "mixup"}
+
+
+def contradict(first: str, second: str) -> bool:
+    """Whether two changes of a recipe cannot both hold, in any order."""
+    kinds = [DEFENSES[name].kind for name in (first, second)]
+    if "dp-sgd" in (first, second) and ({first, second} & MIXING or "row rule" in kinds):
+        return True
+    return kinds[0] == kinds[1] and kinds[0] in ("gradient rule", "sampler")
 
 
 @pytest.mark.parametrize("first", DEFENSES)
@@ -250,10 +270,13 @@ def test_defences_stack_or_say_in_which_order(first: str, second: str) -> None:
     a, b = made(first), made(second)
     if a.kind == b.kind == "vote":
         with pytest.raises(TypeError, match="use one partition-vote with more parts"):
-            b(a(small()))
+            b(a(small(first, second)))
     elif a.kind in WRAPS and (b.kind in CHANGES or (a.kind, b.kind) in REFUSED):
         with pytest.raises(TypeError, match=r"first|before"):
-            b(a(small()))
+            b(a(small(first, second)))
+    elif contradict(first, second):
+        with pytest.raises(ValueError, match=r"use one of the two|leave .* out"):
+            b(a(small(first, second)))
     else:
-        fitted = fit(b(a(small(epochs=1))), [TRAIN], [0])
+        fitted = fit(b(a(small(first, second, epochs=1))), [TRAIN], [0])
         assert says(fitted).scores.shape == (1, 30, 3)

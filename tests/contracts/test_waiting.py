@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mithridate.core.batch import BatchTransform, GradientRule
+from mithridate.core.sampling import Poisson
 from mithridate.core.schema import choices
 from mithridate.core.training import Recipe
 from mithridate.poisoning.attack import Attack
@@ -54,7 +55,8 @@ def test_transforms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_gradient_rules(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = quick(epochs=1, batch_size=10, gradient=RULES[name]())
+    private = {"sampler": Poisson(), "normalize": "fixed", "model": "convnet:norm=group"}
+    recipe = quick(epochs=1, batch_size=10, gradient=RULES[name](), **(private if name == "per-sample" else {}))
     assert in_training(monkeypatch, recipe, 20) == in_training(monkeypatch, recipe, 60)
 
 

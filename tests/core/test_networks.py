@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mithridate.core.models import MODELS, build
-from mithridate.core.networks import ConvNorm
+from mithridate.core.networks import ConvNorm, convnet
 
 NAMES = sorted(MODELS)
 NORM = ("running_mean", "running_var", "weight", "bias")
@@ -262,3 +262,44 @@ def test_convolutions_start_kaiming_normal_by_fan_out() -> None:
             assert part.weight.std().item() == pytest.approx(expected, rel=0.15 if few else 0.05)
         if isinstance(part, nn.BatchNorm2d):
             assert part.weight.unique().tolist() == [1.0]
+
+
+# --- GroupNorm -------------------------------------------------------------------------------------------------------
+
+GROUPED = sorted(set(NAMES) - {"lenet", "mlp"})
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_with_group_norm_an_image_never_meets_the_others(name: str) -> None:
+    model = build(f"{name}:norm=group,width=4", 3, (3, 8, 8), seed=0).train()
+    plain = build(f"{name}:norm=batch,width=4", 3, (3, 8, 8), seed=0)
+    assert not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
+    assert parameters_of(model) == parameters_of(plain)
+    assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in plain.named_parameters()}
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(model(images), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.eval()(images), alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("width", "groups"), [(16, 8), (6, 6), (12, 6), (7, 7), (11, 1), (1, 1)])
+def test_groups_divide_the_channels(width: int, groups: int) -> None:
+    norms = [part for part in convnet(3, width=width, norm="group").modules() if isinstance(part, nn.GroupNorm)]
+    assert norms[0].num_groups == groups
+    assert all(norm.num_channels % norm.num_groups == 0 for norm in norms)
+
+
+def test_group_norm_is_differentiated_twice() -> None:
+    """What gradient matching needs: the slope of a squared gradient norm, against finite differences."""
+    model = build("convnet:norm=group,width=4", 3, (1, 8, 8), seed=0).double()
+    images = torch.rand(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def squared(x: Tensor) -> Tensor:
+        loss = functional.cross_entropy(model(x), torch.tensor([0, 2]))
+        return sum(g.square().sum() for g in torch.autograd.grad(loss, list(model.parameters()), create_graph=True))
+
+    moving = images.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(squared(moving), moving)
+    direction = torch.randn(images.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    expected = (squared(images + 1e-6 * direction) - squared(images - 1e-6 * direction)) / 2e-6
+    torch.testing.assert_close((slope * direction).sum(), expected, rtol=1e-4, atol=1e-8)

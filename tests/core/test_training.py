@@ -16,6 +16,8 @@ from mithridate.core.classifier import bf16_pays
 from mithridate.core.data import ImageData
 from mithridate.core.ensemble import Ensemble
 from mithridate.core.gradient_rules import Mean
+from mithridate.core.guarantees import Guarantee
+from mithridate.core.learners import Mixed
 from mithridate.core.schedules import Cosine, OneCycle, Schedule, StepDecay
 from mithridate.core.seeds import stream
 from mithridate.core.states import TrainingState
@@ -332,3 +334,50 @@ def test_a_batch_that_does_not_fit_into_memory_says_what_to_change(monkeypatch: 
     monkeypatch.setattr(TrainingState, "advance", full)
     with pytest.raises(MemoryError, match="batch_size 32; use a smaller one"):
         quick(batch_size=32).fit([data()], [0])
+
+
+# --- normalisation and guarantees ------------------------------------------------------------------------------------
+
+
+def test_fixed_normalisation_does_not_look_at_the_data() -> None:
+    white = data().replace(list(range(ROWS)), torch.full((ROWS, 1, 8, 8), 255, dtype=torch.uint8))
+    first, second = (quick(normalize="fixed").module(given, 0).normalize for given in (data(), white))
+    for layer in (first, second):
+        assert isinstance(layer, models.Normalize)
+        assert (layer.mean.tolist(), layer.std.tolist()) == ([0.5], [0.25])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claiming(GradientRule):
+    """Says how many rows it was told of."""
+
+    def __call__(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+        return Mean()(model, batch, rng)
+
+    def check(self, recipe: Recipe) -> None:
+        if recipe.epochs == 13:
+            raise ValueError("13 epochs")
+
+    def guarantee(self, recipe: Recipe, data: ImageData) -> Guarantee | None:
+        rows = len(data)
+        return Guarantee(kind="rows", statement="", values={"epsilon": float(rows)}) if rows > 10 else None
+
+
+def test_a_fit_carries_what_its_rule_claims_for_the_worst_data_set() -> None:
+    recipe, small = quick(epochs=1, gradient=Claiming()), data().select(torch.arange(30))
+    assert [one.values for one in recipe.fit([small, data()], [0, 1]).guarantees] == [{"epsilon": 60.0}]
+    assert recipe.fit([data().select(torch.arange(10)), data()], [0, 1]).guarantees == ()
+    assert quick(epochs=1).fit([data()], [0]).guarantees == ()
+    assert recipe.fit([], []).guarantees == ()
+
+
+def test_a_mixture_of_recipes_claims_nothing() -> None:
+    recipe = quick(epochs=1, gradient=Claiming())
+    assert Mixed((recipe, recipe)).fit([data()], [0]).guarantees == ()
+
+
+def test_a_recipe_asks_its_rule_when_it_is_made() -> None:
+    with pytest.raises(ValueError, match="13 epochs"):
+        quick(epochs=13, gradient=Claiming())
+    with pytest.raises(ValueError, match="13 epochs"):
+        replace(quick(gradient=Claiming()), epochs=13)

@@ -15,6 +15,7 @@ from mithridate.experiments.files import read_json
 from mithridate.experiments.store import Store, Stored, load_model
 from mithridate.experiments.trial import run
 from mithridate.poisoning.attacks.no_attack import NoAttack
+from mithridate.poisoning.defenses.dp_sgd import DPSGD
 from tests.experiments.fakes import digits, linear, recipe, trial
 
 CALLS: list[int] = []
@@ -39,6 +40,18 @@ def fits(folder: Path) -> list[Path]:
 
 def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())
+
+
+def test_a_stored_fit_keeps_its_guarantees_when_it_is_read_back(tmp_path: Path) -> None:
+    data, private = digits(), DPSGD()(recipe(model="mlp:width=4", epochs=1))
+    expected = private.fit([data], [0]).guarantees
+    assert len(expected) == 1
+    for store in (Store(tmp_path), Store(tmp_path)):  # trained, then read
+        fitted = Stored(private, store).fit([data, data], [0, 1])
+        assert fitted.guarantees == expected
+    assert len(fits(tmp_path)) == 2
+    assert load_model(fits(tmp_path)[0])(data.floats(data.ids)).shape == (len(data), 10)
+    assert Stored(Mixed((private, private)), Store(tmp_path)).fit([data], [0]).guarantees == ()
 
 
 def test_a_mixture_shares_its_fits_with_the_plain_recipes(tmp_path: Path) -> None:

@@ -11,9 +11,20 @@ from torch import nn
 
 from mithridate.core.data import ImageData
 from mithridate.core.learners import Mixed, learner
+from mithridate.core.models import last_linear
 from mithridate.core.training import Fitted, Prediction, Predictor, Recipe
 from mithridate.core.transforms import Cutout
-from mithridate.poisoning.defense import Evidence, Filter, Filtered, Guarded, Judgement, Purified, augmented, changed
+from mithridate.poisoning.defense import (
+    Evidence,
+    Filter,
+    Filtered,
+    Guarded,
+    Judgement,
+    Purified,
+    augmented,
+    changed,
+    evidence_of,
+)
 from mithridate.poisoning.defenses.mixup import Mixup
 from mithridate.poisoning.defenses.partition_vote import PartitionVote
 from mithridate.poisoning.defenses.spectral_signatures import SpectralSignatures
@@ -124,6 +135,13 @@ def test_a_filter_scores_features_in_eval_mode_without_augmentation() -> None:
     assert torch.allclose(seen.features @ head.weight.T + head.bias, logits, atol=1e-4)
     assert torch.allclose(seen.logits, logits, atol=1e-4)
     assert torch.equal(seen.labels, TRAIN.labels)
+
+
+def test_a_model_that_has_diverged_is_no_evidence() -> None:
+    model = quick().fit([TRAIN], [1]).models[0]
+    torch.nn.init.constant_(last_linear(model).weight, float("inf"))
+    with pytest.raises(ValueError, match="of 60 of 60 rows are not finite: the model has diverged"):
+        evidence_of(model, TRAIN)
 
 
 def test_rows_that_the_last_fit_dropped_itself_are_not_counted_as_kept() -> None:

@@ -45,6 +45,8 @@ def transformed(batch: Batch, transforms: Sequence[BatchTransform], model: nn.Mo
     >>> torch.equal(one_pass.images, two_passes.images)
     True
     """
+    if not len(batch.images):  # which Poisson sampling may draw
+        return batch
     for moves, group in groupby(transforms, lambda transform: isinstance(transform, Move)):
         if moves:
             batch = batch._replace(images=_moved(batch.images, cast("list[Move]", list(group)), rng))

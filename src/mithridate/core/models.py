@@ -5,7 +5,8 @@ A model is named by text, so that a recipe can be stored and typed:
 - ``convnet``, ``convnet-wide``, ``resnet18``, ``vgg11``, ``mobilenet_v2``, ``lenet``, ``mlp``: built in, for images
   from 8x8 up with any number of channels;
 - ``resnet18:width=8``: the same with an option. ``width`` means one thing everywhere: the number of channels of the
-  *first* block (or stage; units of the first layer of ``mlp``), a whole number. The other widths scale along;
+  *first* block (or stage; units of the first layer of ``mlp``), a whole number. The other widths scale along.
+  ``norm=group`` puts GroupNorm where BatchNorm is, for training that must see each image alone;
 - ``timm:NAME``, ``transformers:NAME``: networks of these libraries, which are extras, with settings behind commas
   (``transformers:vit,patch_size=4``); see `mithridate.core.external`;
 - ``package.module:function``: the user's own. It is called with the number of classes and, where its signature names
@@ -16,12 +17,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from mithridate.core.external import timm_network, transformers_network
-from mithridate.core.networks import convnet, convnet_wide, mobilenet_v2, resnet18, vgg11
+from mithridate.core.networks import Norm, convnet, convnet_wide, mobilenet_v2, resnet18, vgg11
 from mithridate.core.schema import nearest, resolve
 from mithridate.core.seeds import derive
 from mithridate.core.small_networks import lenet, mlp
@@ -146,7 +148,7 @@ def last_linear(module: nn.Module) -> nn.Linear:
     return found[-1]
 
 
-def _maker(spec: str | Callable[..., nn.Module]) -> tuple[str, Callable[..., nn.Module], dict[str, int]]:
+def _maker(spec: str | Callable[..., nn.Module]) -> tuple[str, Callable[..., nn.Module], dict[str, int | str]]:
     """Name for messages, function and options of a model given as text or as a function."""
     if not isinstance(spec, str):
         if not callable(spec) or isinstance(spec, nn.Module):
@@ -166,21 +168,31 @@ def _maker(spec: str | Callable[..., nn.Module]) -> tuple[str, Callable[..., nn.
     )
 
 
-def _options(name: str, text: str) -> dict[str, int]:
-    """Read ``width=8`` for a built-in network; every option is a positive whole number."""
+def _options(name: str, text: str) -> dict[str, int | str]:
+    """Read ``width=8,norm=group`` for a built-in network: a positive whole number, and what normalises."""
     known = [key for key in inspect.signature(MODELS[name]).parameters if key not in ("classes", "channels", "size")]
-    options: dict[str, int] = {}
+    options: dict[str, int | str] = {}
     for item in filter(None, text.split(",")):
         key, _, value = (part.strip() for part in item.partition("="))
         if key not in known:
             raise ValueError(f"model {name} has no option {key!r}: {nearest(key, known)}")
-        if not value.isdecimal() or int(value) < 1:
-            raise ValueError(
-                f"{key} of model {name} is {value!r}; it is the number of channels (units) of the first block, "
-                f"so use a whole number such as {name}:{key}=8"
-            )
-        options[key] = int(value)
+        options[key] = _norm(name, value) if key == "norm" else _width(name, key, value)
     return options
+
+
+def _norm(name: str, value: str) -> str:
+    if value not in get_args(Norm):
+        raise ValueError(f"norm of model {name} is {value!r}; use {name}:norm=batch or {name}:norm=group")
+    return value
+
+
+def _width(name: str, key: str, value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(
+            f"{key} of model {name} is {value!r}; it is the number of channels (units) of the first block, "
+            f"so use a whole number such as {name}:{key}=8"
+        )
+    return int(value)
 
 
 def _wanted(name: str, make: Callable[..., nn.Module], classes: int, offered: dict[str, int]) -> dict[str, int]:

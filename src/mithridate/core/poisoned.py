@@ -98,7 +98,7 @@ class Poisoned(BatchTransform):
 
     def __call__(self, batch: Batch, model: nn.Module, rng: torch.Generator) -> Batch:
         rng = aside(rng, "poisoned")
-        parts = self._parts(len(batch.images), rng)
+        parts = self._parts(len(batch.images), rng, batch.images.device)
         if parts is None:
             return batch
         if self.inner == "patch":
@@ -122,14 +122,15 @@ class Poisoned(BatchTransform):
                 ).images
         return batch._replace(images=batch.images.index_add(0, parts.poisons, found - clean))
 
-    def _parts(self, count: int, rng: torch.Generator) -> Parts | None:
+    def _parts(self, count: int, rng: torch.Generator, device: torch.device) -> Parts | None:
         """Draws who plays which part among `count` images; None where there are too few for two parts."""
         if count < 2:
             return None
         poisons = min(max(1, round(self.share * count)), count - 1)
         order = torch.randperm(count, generator=rng)
         targets = order[poisons:] if self.split == "apart" else order
-        return Parts(order[:poisons].sort().values, targets.sort().values)
+        drawn = (order[:poisons].sort().values, targets.sort().values)
+        return Parts(*(part.to(device, non_blocking=True) for part in drawn))
 
     def _patched(self, batch: Batch, parts: Parts, rng: torch.Generator) -> Batch:
         """Puts the patch of its own class on each poisoned image, and that of another class on each target."""
@@ -140,17 +141,19 @@ class Poisoned(BatchTransform):
         if not side or classes < 2:
             return batch
         mean = torch.rand(classes, 1, 1, 1, generator=rng)
-        patches = (torch.rand(classes, channels, side, side, generator=rng) < mean).to(batch.images)
-        wearing = batch.targets.argmax(1)
+        patches = (torch.rand(classes, channels, side, side, generator=rng) < mean).float()
+        patches = patches.to(batch.images, non_blocking=True)
         away = int(torch.randint(1, classes, (1,), generator=rng))
-        played = torch.zeros(count, dtype=torch.bool)
-        played[parts.targets] = True
-        played[parts.poisons] = False  # a target that is poisoned as well wears its own
-        wearing = torch.where(played.to(wearing.device), (wearing + away) % classes, wearing)
-        chosen = torch.cat([parts.poisons, played.nonzero()[:, 0]]).to(wearing.device)
+        everybody = torch.arange(count, device=batch.images.device)
+        poisoned = (everybody[:, None] == parts.poisons).any(1)
+        played = (everybody[:, None] == parts.targets).any(1) & ~poisoned  # a poisoned target wears its own
+        worn = torch.where(played, (batch.targets.argmax(1) + away) % classes, batch.targets.argmax(1))
         top, left = (int(torch.randint(length - side + 1, (1,), generator=rng)) for length in (height, width))
         images = batch.images.clone()
-        images[chosen, :, top : top + side, left : left + side] = patches[wearing[chosen]]
+        there = images[:, :, top : top + side, left : left + side]
+        images[:, :, top : top + side, left : left + side] = torch.where(
+            (poisoned | played)[:, None, None, None], patches[worn], there
+        )
         return batch._replace(images=images)
 
 
@@ -160,7 +163,8 @@ class Poisoned(BatchTransform):
 def _pretended(batch: Batch, parts: Parts) -> tuple[Tensor, Tensor, Tensor]:
     """Labels [P, K] of the poisons, images [T, C, H, W] of the targets and the labels [T, K] they shall be given."""
     labels = batch.targets.detach()[parts.poisons]
-    wanted = F.one_hot(labels.sum(0).argmax(), labels.shape[1]).to(labels.dtype)  # the smallest of equals
+    classes = torch.arange(labels.shape[1], device=labels.device)
+    wanted = (classes == labels.sum(0).argmax()).to(labels.dtype)  # the smallest of equals
     return labels, batch.images.detach()[parts.targets], wanted.expand(len(parts.targets), -1)
 
 

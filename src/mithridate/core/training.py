@@ -17,7 +17,7 @@ from mithridate.core.classifier import Classifier, Precision, is_bf16, load_weig
 from mithridate.core.data import ImageData
 from mithridate.core.ensemble import Ensemble
 from mithridate.core.gradient_rules import Mean
-from mithridate.core.guarantees import Guarantee
+from mithridate.core.guarantees import Guarantee, weakest
 from mithridate.core.members import side_by_side
 from mithridate.core.progress import track
 from mithridate.core.sampling import Shuffled
@@ -151,8 +151,9 @@ class Recipe(Learner):
 
     model: str | Callable[[int], nn.Module] = "convnet"
     """Built-in name, "package.module:function", or a function from the number of classes to a module."""
-    normalize: Literal["data", "none"] = "data"
-    """"data": subtract the mean and divide by the deviation of the training set, inside the model."""
+    normalize: Literal["data", "fixed", "none"] = "data"
+    """"data": subtract the mean and divide by the deviation of the training set, inside the model; "fixed": 0.5 and
+    0.25 whatever the data, which then give nothing away by it."""
     epochs: int = 40
     """Passes over the training set."""
     batch_size: int = 128
@@ -193,6 +194,7 @@ class Recipe(Learner):
             raise ValueError("trainable='head' freezes the body, so start_from must name the weights of a trained one")
         if self.fresh_head and self.start_from is None:
             raise ValueError("fresh_head replaces the last Linear of given weights, but start_from names none; set it")
+        self.gradient.check(self)
 
     @property
     def recipe(self) -> Recipe:
@@ -202,11 +204,27 @@ class Recipe(Learner):
     def module(self, data: ImageData, seed: int) -> Classifier:
         """Builds the module that training starts from, on the data's device."""
         network = models.build(self.model, len(data.classes), data.shape, seed)
-        normalize = models.Normalize(*mean_and_std(data)) if self.normalize == "data" else nn.Identity()
-        module = Classifier(network, normalize, bf16=is_bf16(self.precision, data.device))
+        module = Classifier(network, self._normalization(data), bf16=is_bf16(self.precision, data.device))
         if self.start_from is not None:
             load_weights(module, self.start_from, fresh_head=self.fresh_head or self.trainable == "head")
         return module.to(data.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def _normalization(self, data: ImageData) -> nn.Module:
+        if self.normalize == "none":
+            return nn.Identity()
+        fixed = [0.5] * data.shape[0], [0.25] * data.shape[0]
+        return models.Normalize(*(fixed if self.normalize == "fixed" else mean_and_std(data)))
+
+    def guarantees(self, datasets: Sequence[ImageData]) -> tuple[Guarantee, ...]:
+        """Returns what training on each of these data sets proves; of different numbers the weakest.
+
+        Raises:
+            MissingExtra: The package that computes a number cannot be imported.
+        """
+        found = [
+            weakest(claim.guarantee(self, data) for data in datasets) for claim in (self.gradient, *self.transforms)
+        ]
+        return tuple(guarantee for guarantee in found if guarantee is not None)
 
     def begin(self, datasets: Sequence[ImageData], seeds: Sequence[int]) -> list[TrainingState]:
         """Begins one training for each data set and seed."""
@@ -239,10 +257,12 @@ class Recipe(Learner):
     ) -> Fitted:
         """Trains one model after the other, or as `members_by` says; what one becomes does not depend on the others."""
         jobs = [(self, *pair) for pair in zip(datasets, seeds, strict=True)]
+        guarantees = self.guarantees(datasets)  # first: if a package is missing for them, nothing has been trained
         trained = side_by_side(_trained, jobs, datasets) if watch is None else None  # who watches is in this process
         trained = self._in_turn(jobs, watch) if trained is None else trained
         losses = [one.losses for one in trained]
-        return self.fitted([one.module for one in trained], {"loss": losses}, [one.kept for one in trained])
+        fitted = self.fitted([one.module for one in trained], {"loss": losses}, [one.kept for one in trained])
+        return fitted._replace(guarantees=guarantees)
 
     def _in_turn(self, jobs: Sequence[_Job], watch: Watch | None) -> list[Member]:
         trained: list[Member] = []
@@ -262,7 +282,8 @@ class Recipe(Learner):
         return Fitted(ensemble, predictor_of(ensemble), history, kept)
 
     def _solves_head(self) -> bool:
-        return self.trainable == "head" and not self.transforms and isinstance(self.gradient, Mean)
+        plain = not self.transforms and self.row_rule is None and isinstance(self.gradient, Mean)
+        return self.trainable == "head" and plain
 
 
 _Job = tuple[Recipe, ImageData, int]

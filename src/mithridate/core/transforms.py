@@ -17,12 +17,25 @@ from mithridate.core.augmentation import Cutmix, Cutout, Flip, Mixup, Noise, Shi
 from mithridate.core.balls import Ball, Linf
 from mithridate.core.batch import Batch, BatchTransform
 from mithridate.core.ensemble import Ensemble
+from mithridate.core.mixing import NoisyMix
 from mithridate.core.perturbation import by_autograd, minimise
 from mithridate.core.poisoned import Poisoned
 from mithridate.core.progress import quiet
 from mithridate.core.updates import SignStep
 
-__all__ = ["Adversarial", "Cutmix", "Cutout", "Flip", "Maxup", "Mixup", "Noise", "Poisoned", "Shift", "transformed"]
+__all__ = [
+    "Adversarial",
+    "Cutmix",
+    "Cutout",
+    "Flip",
+    "Maxup",
+    "Mixup",
+    "Noise",
+    "NoisyMix",
+    "Poisoned",
+    "Shift",
+    "transformed",
+]
 
 
 def _losses(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:

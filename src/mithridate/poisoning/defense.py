@@ -145,11 +145,7 @@ class Filter(Defense):
 
     @abstractmethod
     def judge(self, evidence: Evidence) -> Judgement:
-        """Says how suspicious each row is, and which ones to drop.
-
-        Raises:
-            ValueError: If a feature is not finite.
-        """
+        """Says how suspicious each row is, and which ones to drop; the evidence is finite."""
 
     def evidence(
         self, learner: Learner, datasets: Sequence[ImageData], seeds: Sequence[int], *, trusted: ImageData | None
@@ -157,14 +153,18 @@ class Filter(Defense):
         """Trains one model for each data set and seed, and asks it about the rows of that set.
 
         Raises:
-            ValueError: If the model has no final Linear to take features from.
+            ValueError: If the model has no final Linear to take features from, or says what is not finite.
         """
         fitted = learner.fit(datasets, seeds, trusted=trusted)
         return [evidence_of(model, data) for model, data in zip(fitted.models, datasets, strict=True)]
 
 
 def evidence_of(model: nn.Module, data: ImageData) -> Evidence:
-    """Asks a model about the rows of a data set, in their order."""
+    """Asks a model about the rows of a data set, in their order.
+
+    Raises:
+        ValueError: If the model has no final Linear, or a feature or logit is not finite.
+    """
     width = 0
 
     def ask(rows: Tensor) -> Tensor:
@@ -175,6 +175,11 @@ def evidence_of(model: nn.Module, data: ImageData) -> Evidence:
 
     with torch.no_grad():
         both = in_chunks(ask, data.ids, EVALUATION_BATCH)
+    if odd := int((~both.isfinite()).any(1).sum()):
+        raise ValueError(
+            f"features or logits of {odd} of {len(both)} rows are not finite: the model has diverged; train it at a "
+            "lower learning rate"
+        )
     return Evidence(both[:, :width], both[:, width:], data.labels_of(data.ids))
 
 
