@@ -137,12 +137,17 @@ def facilities(points: Tensor, count: int) -> Tensor:
     [1, 3]
     """
     everything = torch.arange(len(points), device=points.device)
-    sums = torch.cat([_distances(points[part], points).sum(1) for part in everything.split(_rows(len(points)))])
+    held = _distances(points, points) if len(points) ** 2 <= BLOCK else None
+
+    def away(part: Tensor) -> Tensor:
+        return _distances(points[part], points) if held is None else held[part]
+
+    sums = torch.cat([away(part).sum(1) for part in everything.split(_rows(len(points)))])
     chosen = [int(sums.argmin())]
-    nearest = _distances(points[chosen], points)[0]
+    nearest = away(everything[chosen])[0]
 
     def gains(part: Tensor) -> Tensor:
-        return (nearest - _distances(points[part], points)).clamp_min_(0).sum(1).round(decimals=10)
+        return (nearest - away(part)).clamp_min_(0).sum(1).round(decimals=10)
 
     first = torch.cat([gains(part) for part in everything.split(_rows(len(points)))]).tolist()
     bounds = [(-gain, row) for row, gain in enumerate(first) if row != chosen[0]]
@@ -154,5 +159,5 @@ def facilities(points: Tensor, count: int) -> Tensor:
             heapq.heappush(bounds, (-gain, row))
             continue
         chosen.append(row)
-        nearest = torch.minimum(nearest, _distances(points[row : row + 1], points)[0])
+        nearest = torch.minimum(nearest, away(everything[row : row + 1])[0])
     return torch.tensor(chosen, device=points.device)

@@ -96,19 +96,22 @@ def test_wrong_settings_are_refused_before_any_training(settings: dict, message:
 
 
 @pytest.mark.effect
-def test_it_finds_a_backdoor_that_is_half_of_its_class_and_says_so_of_no_clean_one() -> None:
-    """A large backdoor (5 %) forms a cluster of its own in three of four victims when this was written."""
+def test_it_finds_a_backdoor_that_is_half_of_its_class() -> None:
+    """Nine of ten poisons of three victims in four, and up to a tenth of the clean rows, when this was written."""
     train, _ = Digits().load()
-    recipe, threat = digits_recipe(), replace(BadNets.threat, budget=0.05)
-    recalls = []
+    recipe, threat, defense = (
+        digits_recipe(),
+        replace(BadNets.threat, budget=0.05),
+        ActivationClustering(contamination=0.05),
+    )
+    recalls, false_alarms = [], []
     for seed in range(4):
         task = threat.draw(train, train, seed)
         poison = BadNets().craft(task, recipe, seed)
         data = poison.apply(train)
-        (evidence,) = ActivationClustering().evidence(recipe, [data], [seed], trusted=None)
-        members = (evidence.labels == task.intended[0]).nonzero()[:, 0]
-        leaning, _ = split(evidence.features[members])
-        poisoned = torch.isin(data.ids[members], poison.rows)
-        recalls.append(float((leaning > 0)[poisoned].float().mean()))
-    assert sorted(recalls)[1] > 0.5
-    assert np.mean(recalls) > 0.6
+        (evidence,) = defense.evidence(recipe, [data], [seed], trusted=None)
+        marked, poisoned = defense.judge(evidence).marked, torch.isin(data.ids, poison.rows)
+        recalls.append(float(marked[poisoned].float().mean()))
+        false_alarms.append(float(marked[~poisoned].float().mean()))
+    assert sorted(recalls)[1] > 0.6
+    assert np.mean(false_alarms) < 0.08

@@ -52,8 +52,9 @@ def test_each_row_is_judged_by_a_model_that_has_not_seen_it() -> None:
     asked: list = []
     data = TRAIN.drop([0, 4])
     (found,) = ConfidentLearning(folds=3).evidence(Spy(quick(), asked), [data], [7], trusted=None)
-    ((seen, seeds, _, _),) = asked
-    assert len(seen) == len(set(seeds)) == 3
+    assert [len(call[0]) for call in asked] == [1, 1, 1]
+    seen, seeds = [call[0][0] for call in asked], [call[1][0] for call in asked]
+    assert len(set(seeds)) == 3
     left_out = [set(data.ids.tolist()) - set(rows) for rows in seen]
     assert sorted(row for fold in left_out for row in fold) == data.ids.tolist()
     assert torch.equal(found.labels, data.labels_of(data.ids))

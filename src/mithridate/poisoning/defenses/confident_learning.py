@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from mithridate.core.data import ImageData
 from mithridate.core.extras import extra
@@ -74,16 +74,16 @@ class ConfidentLearning(Filter):
             ValueError: If there are fewer rows than folds.
         """
         extra("cleanlab", "cleanlab", "confident-learning")
-        places = [self._folds(data, seed) for data, seed in zip(datasets, seeds, strict=True)]
-        rest, own = [], []
-        for data, seed, folds in zip(datasets, seeds, places, strict=True):
-            for number in range(self.folds):
-                rest.append(data.select(data.ids[folds != number]))
-                own.append(derive(seed, "fold", number))
-        models = iter(learner.fit(rest, own, trusted=trusted).models)
-        return [self._joined(data, folds, models) for data, folds in zip(datasets, places, strict=True)]
+        folds = [self._folds(data, seed) for data, seed in zip(datasets, seeds, strict=True)]
+        found: list[list[Evidence]] = [[] for _ in datasets]
+        for number in range(self.folds):  # one fit each: member i keeps its architecture where recipes are mixed
+            rest = [data.select(data.ids[own != number]) for data, own in zip(datasets, folds, strict=True)]
+            models = learner.fit(rest, [derive(seed, "fold", number) for seed in seeds], trusted=trusted).models
+            for parts, model, data, own in zip(found, models, datasets, folds, strict=True):
+                parts.append(evidence_of(model, data.select(data.ids[own == number])))
+        return [_joined(parts, own) for parts, own in zip(found, folds, strict=True)]
 
-    def _folds(self, data: ImageData, seed: int) -> torch.Tensor:
+    def _folds(self, data: ImageData, seed: int) -> Tensor:
         """The fold of each row, [n]; folds differ by one row at most."""
         if len(data) < self.folds:
             raise ValueError(f"{len(data)} rows cannot be split into {self.folds} folds; use fewer folds")
@@ -91,12 +91,6 @@ class ConfidentLearning(Filter):
         folds = torch.empty(len(data), dtype=torch.int64)
         folds[order] = torch.arange(len(data)) % self.folds
         return folds.to(data.device)
-
-    def _joined(self, data: ImageData, folds: torch.Tensor, models: Iterator[nn.Module]) -> Evidence:
-        parts = [(folds == number).nonzero()[:, 0] for number in range(self.folds)]
-        found = [evidence_of(next(models), data.select(data.ids[part])) for part in parts]
-        back = torch.cat(parts).argsort()
-        return Evidence(*(torch.cat(pieces)[back] for pieces in zip(*found, strict=True)))
 
     def judge(self, evidence: Evidence) -> Judgement:
         """Scores each label and marks the worst, but never all of a class."""
@@ -113,3 +107,9 @@ class ConfidentLearning(Filter):
             marked[members[scores[members].argmin()]] = False
         device = evidence.labels.device
         return Judgement(scores.to(device), marked.to(device))
+
+
+def _joined(parts: Sequence[Evidence], folds: Tensor) -> Evidence:
+    """Puts the evidence of one fold after the other back into the order of the rows."""
+    back = folds.argsort(stable=True).argsort()
+    return Evidence(*(torch.cat(pieces)[back] for pieces in zip(*parts, strict=True)))
