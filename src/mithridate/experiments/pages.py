@@ -34,7 +34,8 @@ def environment() -> Environment:
     )
     made.filters["tied"] = words.tied
     made.filters["coded"] = lambda text: Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-    made.globals |= {name: getattr(words, name) for name in ("counted", "p_texts", "signed", "span", "setting")}
+    shared = ("counted", "p_texts", "signed", "span", "setting", "share_text")
+    made.globals |= {name: getattr(words, name) for name in shared}
     made.globals |= {"percent": words.percent, "counts": counts}
     return made
 

@@ -249,9 +249,11 @@ def _defense_parts(found: Sequence[Row], rows: Sequence[Row]) -> list[str]:
 
 
 def share_text(share: Mean) -> str:
-    """A mean share as a percentage with its interval, where it has one."""
-    ends = span(share, 100, 1)
-    return f"{100 * share.value:.1f} %" + (f" ({ends})" if ends else "")
+    """A mean share as a percentage with its interval, where it has one; of few fits it would leave 0 to 100 %."""
+    if share.low is None or share.high is None:
+        return f"{100 * share.value:.1f} %"
+    low, high = max(share.low, 0.0), min(share.high, 1.0)
+    return f"{100 * share.value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def caught(row: Row) -> str:
