@@ -33,6 +33,10 @@ from mithridate.poisoning.defense import Defense
 from mithridate.poisoning.defenses.adversarial_poisoning import AdversarialPoisoning
 from mithridate.poisoning.defenses.adversarial_training import AdversarialTraining
 from mithridate.poisoning.defenses.cutmix import Cutmix
+from mithridate.poisoning.defenses.dp_instahide import DPInstaHide
+from mithridate.poisoning.defenses.dp_sgd import DPSGD
+from mithridate.poisoning.defenses.epic import Epic
+from mithridate.poisoning.defenses.gradient_shaping import GradientShaping
 from mithridate.poisoning.defenses.maxup import Maxup
 from mithridate.poisoning.defenses.mixup import Mixup
 
@@ -47,7 +51,8 @@ class Case:
 
     name: str
     defense: Defense
-    model: str = "convnet"
+    options: str = ""
+    """Of the network, beside its width."""
 
 
 CASES = (
@@ -58,6 +63,10 @@ CASES = (
     Case(name="adversarial-poisoning", defense=AdversarialPoisoning(eps=EPS)),
     Case(name="adversarial-poisoning, feature collision", defense=AdversarialPoisoning(inner="feature-collision")),
     Case(name="adversarial-poisoning, patches", defense=AdversarialPoisoning(inner="patch")),
+    Case(name="gradient-shaping", defense=GradientShaping()),
+    Case(name="dp-instahide", defense=DPInstaHide()),
+    Case(name="dp-sgd, GroupNorm", defense=DPSGD(), options="norm=group"),
+    Case(name="epic, 2 epochs", defense=Epic(start=0, every=0.5, stop=1)),
 )
 
 
@@ -88,8 +97,11 @@ def run(setup: Setup) -> Report:
 
 def arms(setup: Setup, case: Case, data: ImageData, school: Schooling) -> list[Arm]:
     """The defended recipe, the plain one, and for adversarial poisoning loops by hand."""
-    model = setup.spec(case.model)
-    recipe = Recipe(model=model, epochs=school.epochs, batch_size=school.batch_size, transforms=())
+    model = setup.spec("convnet")
+    if case.options:
+        model += f"{',' if ':' in model else ':'}{case.options}"
+    epochs = 2 if isinstance(case.defense, Epic) else school.epochs  # it drops rows between epochs
+    recipe = Recipe(model=model, epochs=epochs, batch_size=school.batch_size, transforms=())
     defended = case.defense(recipe)
     found = [
         Arm(name="mithridate", role="mithridate", work=lambda: _note(defended.fit([data], [0]).history)),
