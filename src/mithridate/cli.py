@@ -213,8 +213,8 @@ class ScanOptions:
     """A folder of class folders, parquet in Hugging Face layout (a file or a folder), hub:OWNER/NAME,
     package.module:function, or digits."""
     filters: Names = None
-    """Filters, with settings if you like: spectral-signatures activation-clustering deep-knn confident-learning.
-    Default: the first three."""
+    """Filters, with settings if you like: spectral-signatures deep-knn confident-learning activation-clustering.
+    Default: the first two."""
     contamination: Annotated[float, arg(metavar="SHARE")] = 0.02
     """Share of the rows that you would not be surprised to find poisoned; filters look for about so many."""
     false_alarms: Annotated[float, arg(metavar="N")] = 1.0
