@@ -88,7 +88,7 @@ def test_digits_have_rows_but_no_files(run: Callable[..., list]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--filters", "mixup"], "mixup is no filter; name some of spectral-signatures"),
+        (["--filters", "mixup"], "mixup is no filter; name some of activation-clustering"),
         (["--filters", "deep-kn"], "deep-knn"),
         (["--contamination", "2"], "contamination is 2; it is the fraction"),
         (["--false-alarms", "-1"], "false_alarms is -1"),

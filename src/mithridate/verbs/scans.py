@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mithridate.core.members import members_by
 from mithridate.core.originals import Originals, check_copy, copy_without, originals
-from mithridate.core.schema import parse
+from mithridate.core.schema import choices, parse
 from mithridate.core.sources import source
 from mithridate.core.training import Recipe
 from mithridate.core.workers import processes
@@ -65,7 +65,8 @@ def _filters(options: ScanOptions) -> list[Filter]:
     for text in FILTERS if options.filters is None else options.filters:
         one = parse(Defense, text)
         if not isinstance(one, Filter):
-            raise ValueError(f"{text} is no filter; name some of {', '.join(FILTERS)}, confident-learning, activation-clustering")
+            others = sorted(name for name, kind in choices(Defense).items() if issubclass(kind, Filter))
+            raise ValueError(f"{text} is no filter; name some of {', '.join(others)}")
         told = "contamination" in text
         found.append(one if told else replace(one, contamination=options.contamination))
     return found
