@@ -99,9 +99,7 @@ def filters() -> list[mi.Trial]:
 def digits() -> list[mi.Trial]:
     """Returns a patch backdoor on digits under every defence, 12 poisons; an hour."""
     recipe = digits_recipe()
-    private = replace(
-        recipe, model="mlp", epochs=30, transforms=()
-    )  # convnet with GroupNorm fails to train in some runs
+    private = replace(recipe, model="mlp", epochs=30, transforms=())  # some runs of convnet:norm=group do not train
     defenses = (
         *TRAINING,
         (mi.DPInstaHide(sampler="shuffled"),),
