@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # X as X: this package exports it
     from mithridate.core.learners import Mixed as Mixed, learner as learner
     from mithridate.core.members import members_by as members_by
     from mithridate.core.models import Normalize as Normalize
+    from mithridate.core.moved import Moved as Moved
     from mithridate.core.recolor import Recolor as Recolor
     from mithridate.core.sources import (
         Arrays as Arrays,
@@ -68,13 +69,21 @@ if TYPE_CHECKING:  # X as X: this package exports it
     from mithridate.inversion.leak import Leak as Leak
     from mithridate.inversion.sharing import Gradient as Gradient, Update as Update
     from mithridate.poisoning.attack import Attack as Attack
+    from mithridate.poisoning.attacks.adversarial_release import AdversarialRelease as AdversarialRelease
     from mithridate.poisoning.attacks.badnets import BadNets as BadNets
     from mithridate.poisoning.attacks.bullseye_polytope import BullseyePolytope as BullseyePolytope
+    from mithridate.poisoning.attacks.class_wise_noise import ClassWiseNoise as ClassWiseNoise
+    from mithridate.poisoning.attacks.clean_label_backdoor import CleanLabelBackdoor as CleanLabelBackdoor
     from mithridate.poisoning.attacks.convex_polytope import ConvexPolytope as ConvexPolytope
+    from mithridate.poisoning.attacks.error_minimizing import ErrorMinimizing as ErrorMinimizing
+    from mithridate.poisoning.attacks.hidden_trigger import HiddenTrigger as HiddenTrigger
     from mithridate.poisoning.attacks.metapoison import MetaPoison as MetaPoison
     from mithridate.poisoning.attacks.no_attack import NoAttack as NoAttack
     from mithridate.poisoning.attacks.poison_frogs import PoisonFrogs as PoisonFrogs
     from mithridate.poisoning.attacks.random_noise import RandomNoise as RandomNoise
+    from mithridate.poisoning.attacks.secure_release import SecureRelease as SecureRelease
+    from mithridate.poisoning.attacks.sleeper_agent import SleeperAgent as SleeperAgent
+    from mithridate.poisoning.attacks.tensorclog import TensorClog as TensorClog
     from mithridate.poisoning.attacks.watermark import Watermark as Watermark
     from mithridate.poisoning.attacks.witches_brew import WitchesBrew as WitchesBrew
     from mithridate.poisoning.defense import Defense as Defense
@@ -91,16 +100,30 @@ if TYPE_CHECKING:  # X as X: this package exports it
     from mithridate.poisoning.defenses.fine_pruning import FinePruning as FinePruning
     from mithridate.poisoning.defenses.fine_tuning import FineTuning as FineTuning
     from mithridate.poisoning.defenses.gradient_shaping import GradientShaping as GradientShaping
+    from mithridate.poisoning.defenses.grayscale import Grayscale as Grayscale
+    from mithridate.poisoning.defenses.jpeg import Jpeg as Jpeg
     from mithridate.poisoning.defenses.maxup import Maxup as Maxup
     from mithridate.poisoning.defenses.mixup import Mixup as Mixup
+    from mithridate.poisoning.defenses.neural_cleanse import NeuralCleanse as NeuralCleanse
     from mithridate.poisoning.defenses.noise import Noise as Noise
     from mithridate.poisoning.defenses.partition_vote import PartitionVote as PartitionVote
     from mithridate.poisoning.defenses.spectral_signatures import SpectralSignatures as SpectralSignatures
     from mithridate.poisoning.defenses.strip import Strip as Strip
-    from mithridate.poisoning.goals import Backdoor as Backdoor, Misclassify as Misclassify
+    from mithridate.poisoning.goals import (
+        Availability as Availability,
+        Backdoor as Backdoor,
+        Misclassify as Misclassify,
+    )
     from mithridate.poisoning.poison import Poison as Poison
+    from mithridate.poisoning.release import Perturbed as Perturbed, Release as Release
     from mithridate.poisoning.task import Task as Task, ThreatModelViolation as ThreatModelViolation
     from mithridate.poisoning.threat import FixedCase as FixedCase, ThreatModel as ThreatModel
+    from mithridate.poisoning.triggers import (
+        BlendTrigger as BlendTrigger,
+        ImageTrigger as ImageTrigger,
+        PatchTrigger as PatchTrigger,
+        WarpTrigger as WarpTrigger,
+    )
 
 # Where each public name lives. The block above says the same to type checkers; tests/test_package.py compares the two.
 _HOME = {
@@ -111,6 +134,7 @@ _HOME = {
     "core.learners": ("Mixed", "learner"),
     "core.members": ("members_by",),
     "core.models": ("Normalize",),
+    "core.moved": ("Moved",),
     "core.recolor": ("Recolor",),
     "core.sources": ("Arrays", "DataSource", "Digits", "Folder", "Hub", "Parquet", "TorchDataset"),
     "core.training": ("Fitted", "Learner", "Prediction", "Recipe"),
@@ -150,13 +174,21 @@ _HOME = {
         "Update",
     ),
     "poisoning.attack": ("Attack",),
+    "poisoning.attacks.adversarial_release": ("AdversarialRelease",),
     "poisoning.attacks.badnets": ("BadNets",),
     "poisoning.attacks.bullseye_polytope": ("BullseyePolytope",),
+    "poisoning.attacks.class_wise_noise": ("ClassWiseNoise",),
+    "poisoning.attacks.clean_label_backdoor": ("CleanLabelBackdoor",),
     "poisoning.attacks.convex_polytope": ("ConvexPolytope",),
+    "poisoning.attacks.error_minimizing": ("ErrorMinimizing",),
+    "poisoning.attacks.hidden_trigger": ("HiddenTrigger",),
     "poisoning.attacks.metapoison": ("MetaPoison",),
     "poisoning.attacks.no_attack": ("NoAttack",),
     "poisoning.attacks.poison_frogs": ("PoisonFrogs",),
     "poisoning.attacks.random_noise": ("RandomNoise",),
+    "poisoning.attacks.secure_release": ("SecureRelease",),
+    "poisoning.attacks.sleeper_agent": ("SleeperAgent",),
+    "poisoning.attacks.tensorclog": ("TensorClog",),
     "poisoning.attacks.watermark": ("Watermark",),
     "poisoning.attacks.witches_brew": ("WitchesBrew",),
     "poisoning.defense": ("Defense",),
@@ -167,6 +199,8 @@ _HOME = {
     "poisoning.defenses.epic": ("Epic",),
     "poisoning.defenses.fine_pruning": ("FinePruning",),
     "poisoning.defenses.gradient_shaping": ("GradientShaping",),
+    "poisoning.defenses.grayscale": ("Grayscale",),
+    "poisoning.defenses.jpeg": ("Jpeg",),
     "poisoning.defenses.adversarial_poisoning": ("AdversarialPoisoning",),
     "poisoning.defenses.adversarial_training": ("AdversarialTraining",),
     "poisoning.defenses.cutmix": ("Cutmix",),
@@ -175,14 +209,17 @@ _HOME = {
     "poisoning.defenses.fine_tuning": ("FineTuning",),
     "poisoning.defenses.maxup": ("Maxup",),
     "poisoning.defenses.mixup": ("Mixup",),
+    "poisoning.defenses.neural_cleanse": ("NeuralCleanse",),
     "poisoning.defenses.noise": ("Noise",),
     "poisoning.defenses.partition_vote": ("PartitionVote",),
     "poisoning.defenses.spectral_signatures": ("SpectralSignatures",),
     "poisoning.defenses.strip": ("Strip",),
-    "poisoning.goals": ("Backdoor", "Misclassify"),
+    "poisoning.goals": ("Availability", "Backdoor", "Misclassify"),
     "poisoning.poison": ("Poison",),
+    "poisoning.release": ("Perturbed", "Release"),
     "poisoning.task": ("Task", "ThreatModelViolation"),
     "poisoning.threat": ("FixedCase", "ThreatModel"),
+    "poisoning.triggers": ("BlendTrigger", "ImageTrigger", "PatchTrigger", "WarpTrigger"),
 }
 _MODULE_OF = {name: f"mithridate.{module}" for module, names in _HOME.items() for name in names}
 

@@ -59,7 +59,7 @@ def typed(family: type[Choice], name: str) -> str:
 def test_the_families_are_not_empty() -> None:
     assert {"badnets", "no-attack", "poison-frogs", "random-noise", "witches-brew"} <= set(choices(Attack))
     assert {"mixup", "partition-vote", "spectral-signatures"} <= set(choices(Defense))
-    assert {"backdoor", "misclassify"} == set(choices(Goal))
+    assert {"availability", "backdoor", "misclassify"} == set(choices(Goal))
     assert {"linf", "l2", "any-image", "patch"} <= set(choices(Ball))
 
 

@@ -42,6 +42,7 @@ FEW = {
     "confident-learning": {"folds": 2},
     "fine-pruning": {"epochs": 2},
     "fine-tuning": {"epochs": 2},
+    "neural-cleanse": {"steps": 3, "epochs": 2},
     "partition-vote": {"parts": 3},
     "strip": {"overlays": 5},
 }

@@ -17,6 +17,8 @@ from tests.poisoning.cases import quick, three_classes
 from tests.waiting import waits
 
 TRANSFORMS, RULES, ATTACKS = choices(BatchTransform), choices(GradientRule), choices(Attack)
+UNDISTURBED: dict[str, dict[str, int]] = {"hidden-trigger": {"every": 100}, "sleeper-agent": {"refits": 0}}
+"""Settings without what interrupts a search now and then: other partners, trained surrogates."""
 SEARCHES = sorted(name for name in ATTACKS if "steps" in {field.name for field in dataclasses.fields(ATTACKS[name])})
 
 
@@ -47,7 +49,7 @@ def in_training(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, rows: int) -> C
     return Counter(seen)
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("name", sorted(set(TRANSFORMS) - {"jpeg"}))  # an encoder runs on the CPU
 def test_transforms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = quick(epochs=1, batch_size=10, transforms=(TRANSFORMS[name](),))
     assert in_training(monkeypatch, recipe, 20) == in_training(monkeypatch, recipe, 60)
@@ -70,7 +72,7 @@ def test_attacks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def crafted(steps: int) -> Counter[str]:
         task = threat.draw(train, test, 0)
-        attack = ATTACKS[name](steps=steps)
+        attack = ATTACKS[name](steps=steps, **UNDISTURBED.get(name, {}))
         with waits(monkeypatch, [train.images, train.labels, test.images, test.labels]) as seen:
             attack.craft(task, recipe, 0)
         return Counter(seen)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mithridate.core.balls import L2, AnyImage, Ball, Linf, Patch, Sum, to_floats
+from mithridate.core.moved import Moved
 from mithridate.core.recolor import Recolor
 from mithridate.core.seeds import stream
 
@@ -18,6 +19,7 @@ SUMS: list[Ball] = [
     Linf(eps=0.0213) + Linf(eps=8 / 255),
     Patch(area=0.1) + AnyImage() + L2(eps=0.5),
     Recolor(eps=0.04) + Linf(eps=8 / 255),
+    Linf(eps=0.0213) + Moved(pixels=0.6),
     Linf(eps=0.001) + Recolor(eps=0.01, grid=4) + Linf(eps=0.0005),
 ]
 BALLS: list[Ball] = [
@@ -27,6 +29,8 @@ BALLS: list[Ball] = [
     L2(eps=12.0),
     AnyImage(),
     Patch(area=0.2),
+    Moved(pixels=1),
+    Moved(pixels=1.3),
     Recolor(eps=0.04),
     Recolor(eps=0.0213, grid=3),
     *SUMS,

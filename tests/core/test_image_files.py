@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mithridate.core.decoding import decode
-from mithridate.core.image_files import image_files, read_images
+from mithridate.core.image_files import image_files, read_cutout, read_images
 from mithridate.core.schema import identity
 from tests.core.image_files import pixels, png
 
@@ -80,3 +81,38 @@ def test_an_identity_looks_into_the_images_of_a_folder(tmp_path: Path) -> None:
     assert len(set(ids)) == 3
     Image.new("RGB", (4, 4)).save(homes[0] / "c.png")
     assert identity(homes[0]) != ids[0]
+
+
+def test_a_cutout_keeps_its_ratio_and_what_is_see_through(tmp_path: Path) -> None:
+    picture = Image.new("RGBA", (40, 20), (255, 0, 0, 255))
+    picture.paste((0, 0, 0, 0), (20, 0, 40, 20))
+    picture.save(tmp_path / "half.png")
+    pixels, opacity = read_cutout(tmp_path / "half.png", 3, 8)
+    assert pixels.shape == (3, 4, 8)
+    assert opacity.shape == (1, 4, 8)
+    assert opacity[0, :, 0].tolist() == [1.0] * 4
+    assert opacity[0, :, -1].tolist() == [0.0] * 4
+    assert pixels[:, 0, 0].tolist() == [1.0, 0.0, 0.0]
+    assert read_cutout(tmp_path / "half.png", 1, 8)[0].shape == (1, 4, 8)
+
+
+def test_a_cutout_without_transparency_is_opaque_and_read_again_when_it_changes(tmp_path: Path) -> None:
+    file = tmp_path / "plain.png"
+    for written, level in enumerate((255, 0)):
+        Image.new("L", (6, 6), level).save(file)
+        os.utime(file, (0, written))
+        pixels, opacity = read_cutout(file, 3, 4)
+        assert pixels.unique().tolist() == [level / 255]
+        assert opacity.unique().tolist() == [1.0]
+
+
+def test_a_cutout_says_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"text\.png: not an image"):
+        read_cutout(tmp_path / "text.png", 3, 4)
+    with pytest.raises(FileNotFoundError, match=r"none\.png is not there \(seen from"):
+        read_cutout(tmp_path / "none.png", 3, 4)
+    with pytest.raises(ValueError, match="a folder; name one image file"):
+        read_cutout(tmp_path, 3, 4)
+    with pytest.raises(ValueError, match="the data have 4 channels"):
+        read_cutout(tmp_path / "text.png", 4, 4)

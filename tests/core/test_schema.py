@@ -16,6 +16,7 @@ from mithridate.core import schema
 from mithridate.core.balls import L2, AnyImage, Ball, Linf, Patch, Sum
 from mithridate.core.batch import BatchTransform, RowRule
 from mithridate.core.gradient_rules import Mean
+from mithridate.core.moved import Moved
 from mithridate.core.recolor import Recolor
 from mithridate.core.sampling import Shuffled
 from mithridate.core.schedules import Cosine, OneCycle, Schedule, StepDecay
@@ -62,8 +63,8 @@ def test_members_of_a_folder_are_named_by_their_file() -> None:
 
 
 def test_families_hold_their_concrete_members_by_name() -> None:
-    balls = {"any-image": AnyImage, "l2": L2, "linf": Linf, "patch": Patch, "recolor": Recolor, "sum": Sum}
-    assert choices(Ball) == balls
+    pixelwise = {"any-image": AnyImage, "l2": L2, "linf": Linf, "patch": Patch}
+    assert choices(Ball) == pixelwise | {"moved": Moved, "recolor": Recolor, "sum": Sum}
     assert choices(Schedule) == {"cosine": Cosine, "one-cycle": OneCycle, "step-decay": StepDecay}
     assert choices(Recipe) == {"recipe": Recipe}
     assert "every-other" not in choices(RowRule)  # a test's own class is no part of the package

@@ -146,7 +146,7 @@ def headless(classes: int) -> torch.nn.Module:
             "goal",
         ),
         (
-            lambda: first(BadNets(trigger=PatchTrigger(share=0.5)))[:1],
+            lambda: [replace(t, threat=BadNets.threat) for t in first(BadNets(trigger=PatchTrigger(share=0.5)))[:1]],
             ThreatModelViolation,
             "outside the ball.* allowed: one rectangle",
         ),

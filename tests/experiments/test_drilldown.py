@@ -79,8 +79,8 @@ def test_cases_are_named(drills):
 
 def test_many_targets_and_own_files_are_named_shortly():
     case = {"target_classes": ["cat", "cat"], "intended": ["dog", "dog"], "target_rows": [1, 2, 3, 4, 5]}
-    assert drilldown._case(case, triggered=False) == "cat → dog (row 1, 2, 3 and 2 more)"
-    assert drilldown._case(case | {"target_files": ["me.png"]}, triggered=False) == "cat → dog (me.png)"
+    assert drilldown._case(case, "misclassify") == "cat → dog (row 1, 2, 3 and 2 more)"
+    assert drilldown._case(case | {"target_files": ["me.png"]}, "misclassify") == "cat → dog (me.png)"
 
 
 def test_warnings_are_listed_once_and_pointed_to(drills):

@@ -201,6 +201,22 @@ def test_the_unit_of_a_backdoor_is_the_case_not_the_image():
     assert row.versus["random-noise"].paired.p == pytest.approx(1 / 8)
 
 
+def test_of_a_backdoor_the_table_says_what_triggered_images_are_taken_for():
+    pairs = []
+    for seed, (first, second) in enumerate([(1, 0), (1, 1), (0, 0)]):
+        settings = trial("badnets", BACKDOOR, seed=seed, victims=2)
+        found = result(settings, [[1, 0], [0, 0]], [[1.0, -1.0], [-1.0, -1.0]], [0.9, 0.9])
+        found["outcome"]["correct"] = [[0, first], [second, 0]]
+        pairs.append((settings, found))
+    made = table(pairs)
+    (row,) = made.rows
+    assert (row.right.value, row.right.n) == (pytest.approx(0.25), 3)
+    assert "true label" in str(made)
+    assert "25.0" in str(made)
+    assert "true_label" in made.to_csv().splitlines()[0]
+    assert row_of(table(hits("witches-brew", [1, 0])), "witches-brew").right.n == 0
+
+
 # --- sentences -------------------------------------------------------------------------------------------------------
 
 

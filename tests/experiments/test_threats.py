@@ -28,6 +28,15 @@ def test_recolouring_is_said_in_per_cent_of_the_range():
     assert "the colour of a pixel by at most 4 % of the range" in sentences(TARGETED | {"ball": ball})[0]
 
 
+def test_warps_are_said_in_pixels_and_triggers_with_their_own_limit():
+    warp = {"type": "moved", "pixels": 0.6}
+    goal = {"type": "backdoor", "intended": None, "sources": "all", "area": 0.1, "limit": warp}
+    assert bound(warp) == "warp by 0.6 pixels"
+    may, _, wants = sentences(TARGETED | {"ball": warp, "goal": goal})
+    assert "change them only so that a pixel shows what the image has within 0.6 pixels of it (a warp)." in may
+    assert "The trigger may change an image only so that a pixel shows" in wants
+
+
 @pytest.mark.parametrize(
     ("settings", "knows"),
     [

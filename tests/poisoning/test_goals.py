@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mithridate.core.data import ImageData
-from mithridate.poisoning.goals import Backdoor, Misclassify, class_index
+from mithridate.poisoning.goals import Availability, Backdoor, Misclassify, class_index
 from tests.poisoning.cases import CLASSES, three_classes
 
 _, TEST = three_classes()
@@ -88,7 +88,42 @@ def test_a_source_class_without_test_images_is_named() -> None:
         Backdoor(intended="ant", sources="bee").draw(without, 1, 0)
 
 
+def test_a_drawn_source_class_and_the_intended_one_are_every_pair() -> None:
+    drawn = Counter()
+    for seed in range(600):
+        case = Backdoor(sources="drawn").draw(TEST, 1, seed)
+        drawn[case.sources, case.intended] += 1
+        assert TEST.labels_of(case.target_rows).unique().tolist() == list(case.sources)
+    assert len(drawn) == 6
+    assert min(drawn.values()) > 60  # 100 expected, standard deviation 9
+    given = [Backdoor(sources="drawn", intended="bee").draw(TEST, 1, seed) for seed in range(20)]
+    assert {(case.sources, case.intended) for case in given} == {((0,), 1), ((2,), 1)}
+
+
+def test_all_to_all_makes_every_class_the_next_one() -> None:
+    goal = Backdoor(all_to_all=True)
+    case = goal.draw(TEST, 1, 0)
+    assert case.intended is None
+    assert case.target_rows.tolist() == list(range(30))
+    assert goal.taught(torch.tensor([0, 1, 2]), None, 3).tolist() == [1, 2, 0]
+    assert Backdoor().taught(torch.tensor([0, 1, 2]), 1, 3).tolist() == [1, 1, 1]
+    for settings in ({"intended": "cat"}, {"sources": "cat"}):
+        with pytest.raises(ValueError, match="all_to_all is about all classes"):
+            Backdoor(all_to_all=True, **settings)
+
+
+def test_availability_counts_a_random_part_of_the_test_set() -> None:
+    goal = Availability(tests=12)
+    case = goal.draw(TEST, 1, 0)
+    assert len(case.target_rows.unique()) == 12
+    assert not torch.equal(case.target_rows, goal.draw(TEST, 1, 1).target_rows)
+    assert Availability().draw(TEST, 1, 0).target_rows.tolist() == list(range(30))
+    assert goal.taught(torch.tensor([0, 2]), None, 3).tolist() == [0, 2]
+
+
 def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="tests is 0"):
+        Availability(tests=0)
     with pytest.raises(ValueError, match=r"area is 10; it is a fraction of the image"):
         Backdoor(area=10)
     with pytest.raises(ValueError, match="tests is 0"):

@@ -106,6 +106,7 @@ def test_a_changed_tensor_file_is_noticed(tmp_path) -> None:
 def test_a_changed_manifest_is_noticed_and_the_field_named(tmp_path, field: str, value: object) -> None:
     made().save(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["seal"]  # as of before there was one
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {field: value}))
     with pytest.raises(ValueError, match=f"{field} differs"):
         Poison.load(tmp_path)
@@ -127,3 +128,38 @@ def test_a_manifest_that_is_no_json_says_so(tmp_path) -> None:
 def test_the_manifests_own_entries_cannot_be_overwritten(tmp_path) -> None:
     with pytest.raises(ValueError, match="the manifest already has sha256"):
         made().save(tmp_path, sha256="0")
+
+
+def test_an_edited_entry_is_named(tmp_path) -> None:
+    poison = Poison(torch.tensor([1]), torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
+    poison.save(tmp_path, data="abc", work={"attack": {"eps": 0.03, "steps": 250}})
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    for name, value in (("work", {"attack": {"eps": 0.06, "steps": 250}}), ("data", "abd"), ("notes", {"loss": 0.0})):
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest | {name: value}))
+        with pytest.raises(ValueError, match=f"{name} was changed after it was written"):
+            Poison.load(tmp_path)
+    for changed in (manifest | {"more": 1}, {k: v for k, v in manifest.items() if k != "data"}):
+        (tmp_path / "manifest.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match="the entries differs"):
+            Poison.load(tmp_path)
+
+
+def test_every_flipped_byte_is_noticed(tmp_path) -> None:
+    poison = Poison(torch.tensor([1]), torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.tensor([3]))
+    poison.save(tmp_path)
+    content = (tmp_path / "poison.safetensors").read_bytes()
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        (tmp_path / "poison.safetensors").write_bytes(flipped)
+        with pytest.raises(ValueError, match="sha256 differs"):
+            Poison.load(tmp_path)
+
+
+def test_a_folder_without_a_seal_is_read(tmp_path) -> None:
+    poison = Poison(torch.tensor([1]), torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
+    poison.save(tmp_path, data="abc")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["seal"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert len(Poison.load(tmp_path, data="abc")) == 1

@@ -12,7 +12,7 @@ from mithridate.core.balls import L2, Linf, Patch
 from mithridate.core.states import EVALUATION_BATCH
 from mithridate.poisoning.poison import Poison
 from mithridate.poisoning.task import predict
-from mithridate.poisoning.threat import Backdoor, FixedCase, Task, ThreatModel, ThreatModelViolation
+from mithridate.poisoning.threat import Availability, Backdoor, FixedCase, Task, ThreatModel, ThreatModelViolation
 from mithridate.poisoning.triggers import PatchTrigger, Trigger
 from tests.poisoning.cases import scripted, three_classes
 
@@ -162,6 +162,9 @@ class Boastful(Trigger):
     def area(self, shape: tuple[int, int, int]) -> float:
         return 0.01
 
+    def limit(self) -> Patch:
+        return Patch(area=0.01)
+
 
 class Glaring(Boastful):
     """Leaves the pixel range."""
@@ -249,6 +252,65 @@ def test_a_backdoor_is_measured_with_the_trigger_and_accuracy_without() -> None:
     assert float(outcome["accuracy"]) == pytest.approx(10 / 30)  # "ant" for every clean image, all 30 of them
     assert torch.equal(seen[0][:, :, :6], TEST.floats(case.target_rows)[:, :, :6])
     assert bool((TEST.labels_of(case.target_rows) != 2).all())
+
+
+def test_availability_counts_wrong_answers_and_watches_accuracy() -> None:
+    case = task(goal=Availability(tests=9), poison_class="any", budget=1.0)
+    assert case.limit == len(case.candidates) == 60
+    fitted = scripted(scores_of, lambda images: scores_of(images)[..., 2] > 0.4)
+    curve = case.curve()
+    assert curve is not None
+    for member in range(2):
+        curve(member, 0, fitted.predictor)  # a real fit hands over one member at a time
+    outcome = case.outcome(fitted, Poison.empty(case), curve)
+    for m in range(2):
+        for t, row in enumerate(case.target_rows.tolist()):
+            scores, true = scores_of(TEST.floats(torch.tensor([row])))[m, 0].tolist(), int(TEST.labels[row])
+            refused, guess = scores[2] > 0.4, scores.index(max(scores))
+            assert bool(outcome["success"][m, t]) == (guess != true and not refused)
+            assert bool(outcome["correct"][m, t]) == (guess == true and not refused)
+            others = [score for c, score in enumerate(scores) if c != true]
+            assert float(outcome["margin"][m, t]) == pytest.approx(max(others) - scores[true])
+    right = [scores_of(TEST.floats(torch.tensor([row])))[0, 0] for row in range(30)]
+    share = sum(int(s.argmax()) == int(TEST.labels[i]) and not float(s[2]) > 0.4 for i, s in enumerate(right)) / 30
+    assert float(outcome["accuracy"][0]) == pytest.approx(share)  # of all test images, those counted above as well
+    assert outcome["epochs"].shape == (2, 1)
+    assert case.case()["intended"] == []
+    assert "classified wrongly" in case.describe()
+
+
+def test_a_curve_has_one_line_per_victim_or_none() -> None:
+    curve = task(goal=Availability(), poison_class="any").curve()
+    answers = [lambda images, c=c: torch.eye(3)[c].expand(1, len(images), 3) for c in range(2)]
+    for epoch in (1, 0):
+        curve(0, epoch, scripted(answers[epoch]).predictor)
+    assert curve.table(1).tolist() == [[pytest.approx(1 / 3)] * 2]
+    assert curve.table(2) is None  # a vote trains many members for one victim
+    assert task().curve() is None
+
+
+def test_a_goal_about_all_classes_takes_no_class_and_no_case() -> None:
+    for goal in (Availability(), Backdoor(all_to_all=True)):
+        with pytest.raises(ValueError, match="intends no single class here, but poison_class is 'intended'"):
+            task(goal=goal)
+        with pytest.raises(ValueError, match="a case with one is given"):
+            task(goal=goal, poison_class="any", case=FixedCase(target_rows=(1,), intended="ant"))
+
+
+def test_what_poisons_teach() -> None:
+    rows = torch.tensor([0, 1, 2])
+    assert task(goal=Backdoor(intended="cat")).taught(rows).tolist() == [2, 2, 2]
+    assert task(goal=Backdoor(all_to_all=True), poison_class="any").taught(rows).tolist() == [1, 2, 0]
+    assert task(goal=Availability(), poison_class="any").taught(rows).tolist() == [0, 1, 2]
+
+
+def test_a_trigger_stays_within_the_limit_of_its_goal() -> None:
+    poison = Poison.empty(task(), PatchTrigger())
+    allowed = task(goal=Backdoor(intended="cat", limit=Patch(area=0.1)), ball=Patch(area=0.1))
+    allowed.check(poison)
+    faint = task(goal=Backdoor(intended="cat", limit=Linf(eps=0.2)), ball=Patch(area=0.1))
+    with pytest.raises(ThreatModelViolation, match=r"trigger: 20 of 20 images outside it; .* at most 51/255"):
+        faint.check(poison)
 
 
 def test_the_certified_radius_is_handed_on() -> None:

@@ -33,7 +33,7 @@ class Ball(Choice, ABC):
     allows one change from each.
     """
 
-    home: ClassVar[str] = "mithridate.core.recolor"  # which imports this module, so with it all members are known
+    home: ClassVar[str] = "mithridate.core.moved"  # which imports this module and recolor: all members
 
     @abstractmethod
     def start(self, base: Tensor, rng: torch.Generator) -> Tensor:

@@ -60,6 +60,21 @@ def list_hub(
     return listing, _list_split(splits[test], f"hub:{name} {test}", image, label, listing.classes)
 
 
+def open_split(
+    name: str, *, config: str | None, revision: str | None, split: str, image: str | None
+) -> tuple[Any, str]:
+    """Returns one split as a `datasets.Dataset`, and the name of its column of images.
+
+    Raises:
+        MissingExtra, ConnectionError, ValueError: As `list_hub`.
+    """
+    splits = _load_splits(name, config, revision)
+    if split not in splits:
+        raise ValueError(f"hub:{name} has no split {split!r}; {nearest(split, splits)}")
+    dataset = splits[split]
+    return dataset, _column(dataset, f"hub:{name} {split}", "image", image, IMAGE_COLUMNS, "Image")
+
+
 def _load_splits(name: str, config: str | None, revision: str | None) -> Mapping[str, Any]:
     datasets = extra("datasets", "hub", f"hub:{name}")
     try:

@@ -210,7 +210,7 @@ def _open_parquet(file: Path) -> Iterator[Any]:
     from pyarrow import ArrowException
 
     try:
-        with pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(file, memory_map=True) as parquet:
             yield parquet
     except (ArrowException, OSError) as error:
         raise ValueError(f"{file} is not a readable parquet file ({error}); copy or download it again") from error
@@ -236,6 +236,11 @@ def _bytes_column(file: Path, schema: Any) -> str:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return name
     raise ValueError(f"{file}: column {name} holds {kind}; expected image files as bytes or struct<bytes, path>")
+
+
+def image_column(file: Path, schema: Any) -> str:
+    """The name of the column of images in a parquet file."""
+    return _bytes_column(file, schema).removesuffix(".bytes")
 
 
 def class_numbers(where: str, name: str, column: Any) -> np.ndarray:
@@ -274,7 +279,7 @@ def _between(rows: np.ndarray, start: int, stop: int) -> np.ndarray:
     return rows[low:high]
 
 
-def _parquet_images(files: Sequence[Path], rows: np.ndarray) -> Iterator[tuple[str, bytes]]:
+def parquet_images(files: Sequence[Path], rows: np.ndarray) -> Iterator[tuple[str, bytes]]:
     """Reads the encoded images of these rows, numbered through all files; row groups without one are skipped."""
     start = 0
     for file in files:
@@ -331,7 +336,7 @@ def list_parquet(files: Sequence[Path], classes: tuple[str, ...] | None = None) 
         return str(files[number]), row - int(ends[number - 1] if number else 0)
 
     return listed(
-        where, everything, known, lambda rows: _parquet_images(files, rows), lambda rows: file_state(files), place
+        where, everything, known, lambda rows: parquet_images(files, rows), lambda rows: file_state(files), place
     )
 
 

@@ -21,6 +21,7 @@ from mithridate.core.mixing import NoisyMix
 from mithridate.core.perturbation import by_autograd, minimise
 from mithridate.core.poisoned import Poisoned
 from mithridate.core.progress import quiet
+from mithridate.core.squeezing import Grayscale, Jpeg
 from mithridate.core.updates import SignStep
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "Cutmix",
     "Cutout",
     "Flip",
+    "Grayscale",
+    "Jpeg",
     "Maxup",
     "Mixup",
     "Noise",

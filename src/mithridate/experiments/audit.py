@@ -31,8 +31,6 @@ from mithridate.poisoning.threat import Task
 
 FOLDER = Path("runs/audit")
 """Where results go unless told otherwise."""
-TRIALS = 20
-"""Cases per cell: shows a true success of 37 % or more in 4 of 5 studies."""
 
 Stack = Defense | Sequence[Defense]
 """One defence, or several that are applied in that order."""
@@ -66,9 +64,9 @@ def audit(
     trusted: int = 0,
     eps: float | Sequence[float] | None = None,
     budget: float | Sequence[float] | None = None,
-    trials: int = TRIALS,
-    victims: int = 1,
-    clean_victims: int = 8,
+    trials: int | None = None,
+    victims: int | None = None,
+    clean_victims: int | None = None,
     seed: int = 0,
     out: str | Path = FOLDER,
     workers: int = 1,
@@ -91,9 +89,9 @@ def audit(
         trusted: Clean rows held out for defences that need them.
         eps: Largest change of a pixel in [0, 1] in place of the attacks' own; several are several doses.
         budget: Fraction of the training set in place of the attacks' own; several are several doses.
-        trials: Cases per cell, the same ones in every cell.
-        victims: Models trained on each poison.
-        clean_victims: Models trained on clean data, shared by all cases.
+        trials: Cases per cell, the same ones in every cell. None: 20; for an attack on accuracy one.
+        victims: Models trained on each poison. None: 1; for an attack on accuracy 3.
+        clean_victims: Models trained on clean data, shared by all cases. None: 8; for an attack on accuracy 3.
         seed: First seed of the cases; trial i uses seed + i.
         out: Results folder. The same call resumes.
         workers: Worker processes of one thread each; 1: this process, with the threads it has.
@@ -112,13 +110,10 @@ def audit(
         defenses=defenses,
         scenarios=scenarios,
         surrogate=surrogate,
-        trials=trials,
-        victims=victims,
-        clean_victims=clean_victims,
         adaptive=adaptive,
         trusted=trusted,
     )
-    panels = dosed(panels, eps=eps, budget=budget)
+    panels = dosed([panel.sized(trials, victims, clean_victims) for panel in panels], eps=eps, budget=budget)
     study = plan_audit(panels, source_of(train, test), seed=seed)
     return run_audit(study, out, workers=workers, device=device, keep_models=keep_models, command=command)
 

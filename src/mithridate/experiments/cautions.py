@@ -62,8 +62,10 @@ FROM_NUMBERS = (
     ),
     Kind(
         "few-cases",
-        f"Even if every case succeeds and no control does, the exact test cannot reach {LEVEL}.",
-        f"Take {fewest_pairs()} cases or more; `--plan` says what a number of them can show.",
+        f"Even if every case succeeds and no control does, the exact test cannot reach {LEVEL}; and of a single model "
+        "there is no spread to compare accuracies with.",
+        f"Take {fewest_pairs()} cases or more (`--plan` says what a number of them can show); to compare accuracies, "
+        "two models or more of each kind.",
     ),
     Kind(
         "few-for-many",
@@ -252,19 +254,21 @@ def _unpaired(rows: Sequence[Row]) -> list[str]:
         f"{row.attack}, {row.budget.bound}{_with([row])}: {row.against.paired.pairs} of {row.trials} cases have a "
         f"{row.against.name} control."
         for row in _attacks(rows)
-        if row.against and row.against.paired.pairs < row.trials
+        if row.against and row.against.exact and row.against.paired.pairs < row.trials
     ]
 
 
 def _few(rows: Sequence[Row]) -> list[str]:
-    fewest = fewest_pairs()
-    few = _by_attack(row for row in _attacks(rows) if row.against and row.against.paired.pairs < fewest)
-    return [f"Fewer than {fewest} paired cases for {name}{_with(found)}." for name, found in few.items()]
+    made, compared = [], [(row, row.against) for row in _attacks(rows) if row.against]
+    for exact, fewest, what in ((True, fewest_pairs(), "paired cases"), (False, 2, "models on each side")):
+        few = _by_attack(row for row, other in compared if other.exact == exact and other.paired.pairs < fewest)
+        made += [f"Fewer than {fewest} {what} for {name}{_with(found)}." for name, found in few.items()]
+    return made
 
 
 def _few_for_many(rows: Sequence[Row]) -> list[str]:
     """Cells whose perfect success passes a single test, but not the strictest step of Holm's correction."""
-    tested = [(row, row.against) for row in _attacks(rows) if row.against]
+    tested = [(row, row.against) for row in _attacks(rows) if row.against and row.against.exact]
     few = _by_attack(
         row for row, other in tested if fewest_pairs() <= other.paired.pairs < fewest_pairs(other.comparisons)
     )
@@ -282,7 +286,8 @@ def _many(rows: Sequence[Row]) -> list[str]:
 
 
 def _loud(rows: Sequence[Row]) -> list[str]:
-    loud = _by_attack(row for row in rows if row.control and row.success.n and row.success.low > LOUD)
+    aimed = [row for row in rows if row.goal != "availability"]  # elsewhere it is what clean models get wrong
+    loud = _by_attack(row for row in aimed if row.control and row.success.n and row.success.low > LOUD)
     made = []
     for name, found in loud.items():
         where = [f"{percent(row.success.share)} % with {_defense(row)}" for row in found]
@@ -337,7 +342,7 @@ def _weak(rows: Sequence[Row]) -> list[str]:
 def _costly(rows: Sequence[Row]) -> list[str]:
     costs: dict[str, list[float]] = {}
     for row in rows:
-        if row.defense != "none" and row.cost is not None and row.cost.n:
+        if row.defense != "none" and row.cost is not None and row.cost.n and words.priced(row):
             costs.setdefault(row.defense, []).append(row.cost.value)
     return [
         f"{name} costs {100 * fmean(values):.1f} points of accuracy."

@@ -6,7 +6,7 @@ Works on the plain JSON of trials and results, so that old results folders, othe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -22,6 +22,7 @@ CONTROLS = ("random-noise", "no-attack")
 SCENARIOS = ("from scratch", "fine-tuning", "transfer")
 USUAL_ACCESS = {"from scratch": "grey box", "fine-tuning": "white box", "transfer": "white box"}
 """What the attacker has unless a study says otherwise, by scenario."""
+GOALS = ("misclassify", "backdoor", "availability")
 ACCESSES = ("white box", "grey box", "black box")
 DEFAULTS = {"tuned": "head", "knows_features": True, "surrogate": None, "adaptive": False}
 """Settings that older trial.json files lack."""
@@ -54,9 +55,9 @@ class Cell:
         return list(self.setting.get("defenses") or ())
 
     @property
-    def triggered(self) -> bool:
-        """Whether outcomes are triggered test images (a backdoor) and not chosen targets."""
-        return goal_of(self.setting) == "backdoor"
+    def goal(self) -> str:
+        """What the attacker wants: misclassify, backdoor or availability."""
+        return goal_of(self.setting)
 
     @property
     def scenario(self) -> str:
@@ -100,11 +101,26 @@ class Cell:
         Clean victims are shared by all cases of a study, so an unattacked cell counts each of them once. Values that
         are all equal come from one deterministic fit made several times, and count once too.
         """
-        values = self._accuracies()
+        values = self._independent(lambda outcome: outcome.get("accuracy") or [])
         return values if len(set(values)) > 1 else values[:1]
 
-    def _accuracies(self) -> list[float]:
-        lists = [result["outcome"].get("accuracy") or [] for result in self.results]
+    def highest(self) -> list[float]:
+        """The same of the highest clean test accuracy of any epoch; nothing where epochs were not watched."""
+        return self._independent(lambda outcome: [max(epochs) for epochs in outcome.get("epochs") or ()])
+
+    def wrong(self) -> list[float]:
+        """The same of the share of successes: of test images that come out wrong, where that is the goal."""
+        return self._independent(lambda outcome: [fmean(victim) for victim in outcome.get("success") or () if victim])
+
+    def right(self) -> list[float]:
+        """The same of the share of triggered images that get their true label; nothing where none carry a trigger."""
+        if self.goal != "backdoor":
+            return []
+        return self._independent(lambda outcome: [fmean(victim) for victim in outcome.get("correct") or () if victim])
+
+    def _independent(self, of: Callable[[dict[str, Any]], list[float]]) -> list[float]:
+        """One value per trial, the mean over its victims; of a single poison, and of clean fits, one per victim."""
+        lists = [of(result["outcome"]) for result in self.results]
         if self.attack == "no-attack":
             shared = {trial.get("surrogate_seed", 0): [] for trial, _ in self.trials.values()}
             for (trial, _), values in zip(self.trials.values(), lists, strict=True):
@@ -212,7 +228,7 @@ def _order(cell: Cell) -> tuple:
         SCENARIOS.index(cell.scenario),
         canonical(cell.setting["data"]),
         canonical(cell.setting.get("learner")),
-        bool(cell.triggered),
+        GOALS.index(cell.goal) if cell.goal in GOALS else len(GOALS),
         threat.get("budget", 0),
         canonical(threat),
         len(cell.defenses),

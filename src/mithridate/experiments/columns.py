@@ -61,7 +61,8 @@ def flat(row: Row, adaptive: Row | None) -> dict[str, Any]:
         line[f"{name} margin difference"] = other.margin.difference.value if other else None
         line[f"{name} margin p"] = other.margin.p if other else None
         line[f"{name} margin p (Holm)"] = other.margin_holm if other else None
-    line |= {"accuracy": row.accuracy.value, "cost": row.cost.value if row.cost else None}
+    line |= {"accuracy": row.accuracy.value, "highest": row.highest.value}
+    line |= {"true_label": row.right.value, "cost": row.cost.value if row.cost else None}
     line |= {"removed": row.detection.removed if row.detection else None}
     for name in ("recall", "precision", "false_alarms"):
         found = getattr(row.detection, name, None)
@@ -134,8 +135,16 @@ def _accuracy(row: Row) -> str:
     return f"{100 * row.accuracy.value:.1f} %{loss}" if row.accuracy.n else ""
 
 
+def _highest(row: Row) -> str:
+    return f"{100 * row.highest.value:.1f} %" if row.highest.n else ""
+
+
+def _right(row: Row) -> str:
+    return f"{100 * row.right.value:.1f} %" if row.right.n else ""
+
+
 def _margin(row: Row) -> str:
-    if not row.against:
+    if not row.against or not row.against.exact:
         return ""
     margin, adjusted = row.against.margin, row.against.margin_holm
     tested = words.p_text(margin.p) if margin.p == adjusted else f"Holm {words.bare_p(adjusted)}"
@@ -175,6 +184,8 @@ _STATIC_AND_ADAPTIVE: Columns = {
 _END: Columns = {
     "margin vs control": lambda line: _margin(line.row),
     "accuracy (points)": lambda line: _accuracy(line.row),
+    "best epoch": lambda line: _highest(line.row),
+    "true label": lambda line: _right(line.row),
     "found": lambda line: _found(line.row),
     "false alarms": lambda line: _alarms(line.row),
     "radius": lambda line: f"{line.row.certificate.median:g}" if line.row.certificate else "",

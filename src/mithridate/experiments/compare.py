@@ -15,10 +15,13 @@ from mithridate.experiments.cells import Cell
 from mithridate.experiments.rates import rate
 from mithridate.experiments.statistics import (
     LEVEL,
+    Mean,
     PairedMargin,
     PairedSuccess,
     Rate,
+    higher,
     holm,
+    mean,
     paired_exact,
     paired_margin,
 )
@@ -51,8 +54,15 @@ class Versus:
     """p of `worse`, adjusted."""
     margin_holm: float
     """p of `margin`, adjusted."""
+    accuracy: Mean | None = None
+    """Clean test accuracy of the other cell, where the goal is to lower it; `paired` is then Welch's test of it."""
     comparisons: int = 1
     """Size of the family."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether success was compared case by case; otherwise accuracies of models were, which nothing pairs."""
+        return self.accuracy is None
 
     @property
     def shown(self) -> bool:
@@ -122,7 +132,18 @@ def _versus(name: str, cell: Cell, other: Cell, more: Cell, less: Cell) -> Versu
     first, second = ([arm.outcomes("success")[seed] for seed in seeds] for arm in (more, less))
     high, low = more.outcomes("margin"), less.outcomes("margin")
     both = [seed for seed in seeds if high[seed] and low[seed]]
+    if cell.goal == "availability":
+        return _lowered(name, other, more, less)
     paired, worse = paired_exact(first, second), paired_exact(second, first)
     margin = paired_margin([fmean(high[seed]) for seed in both], [fmean(low[seed]) for seed in both])
     success = rate(list(other.outcomes("success").values()))
     return Versus(name, success, paired, worse, margin, paired.p, worse.p, margin.p)
+
+
+def _lowered(name: str, other: Cell, more: Cell, less: Cell) -> Versus:
+    """Compare accuracies; `more` is the cell whose attack is expected to lower them more. Cases do not pair victims."""
+    low, high = more.accuracies(), less.accuracies()
+    paired, worse = higher(high, low), higher(low, high)
+    success = rate(list(other.outcomes("success").values()))
+    margin = paired_margin([], [])
+    return Versus(name, success, paired, worse, margin, paired.p, worse.p, margin.p, mean(other.accuracies()))

@@ -101,10 +101,10 @@ class Thumbnails:
 
 
 def _pictured(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """The first target of a case; a backdoor has no target of its own."""
+    """The first target of a case; only where single images are aimed at."""
     case = result.get("case") or {}
     rows = case.get("target_rows") or []
-    if case.get("goal") == "backdoor" or not rows:
+    if case.get("goal") in ("backdoor", "availability") or not rows:
         return []
     which = str((case.get("target_files") or rows)[0])  # a user's own files have rows that only their case knows
     return [(str((result.get("data") or {}).get("fingerprint")), which)]
@@ -141,7 +141,7 @@ def _line(row: Row, seed: int, pair: Pair, control: float | None, thumbnails: Th
     notes = {name: value for name, value in (poison.get("notes") or {}).items() if is_number(value)}
     return Line(
         seed=seed,
-        case=_case(result.get("case") or {}, row.triggered),
+        case=_case(result.get("case") or {}, row.goal),
         thumbnail=thumbnails.name(result),
         hits=sum(hits),
         of=len(hits),
@@ -155,11 +155,13 @@ def _line(row: Row, seed: int, pair: Pair, control: float | None, thumbnails: Th
     )
 
 
-def _case(case: dict[str, Any], triggered: bool) -> str:
+def _case(case: dict[str, Any], goal: str) -> str:
+    if goal == "availability":
+        return "any → wrong"
     true, wanted = (list(dict.fromkeys(case.get(key) or ())) for key in ("target_classes", "intended"))
     answer = ", ".join(map(str, wanted))
-    if triggered:
-        return f"any → {answer}"
+    if goal == "backdoor":
+        return "any → the class after its own" if len(wanted) > 1 else f"any → {answer}"
     files = [str(name) for name in case.get("target_files") or ()]
     rows = files or [f"{row}" for row in case.get("target_rows") or ()]
     more = f" and {len(rows) - NAMED_TARGETS} more" if len(rows) > NAMED_TARGETS else ""

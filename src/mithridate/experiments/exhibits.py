@@ -78,7 +78,7 @@ def _exhibit(row: Row, pair: Pair, folder: Path, attacks: Sequence[Row]) -> Exhi
         title=f"{row.attack}{defended}{f', {place}' if place else ''}, {row.budget.bound}",
         note=f"{numbers} {_aim(row, case)}{reduced}",
         target="test image, no trigger yet" if row.triggered else "target",
-        targets=[_png(image) for image in tensors.get("target", [])[:SHOWN_TARGETS]],
+        targets=[_png(image) for image in tensors.get("target", [])[: SHOWN_TARGETS * (row.goal != "availability")]],
         items=items,
     )
 
@@ -86,7 +86,10 @@ def _exhibit(row: Row, pair: Pair, folder: Path, attacks: Sequence[Row]) -> Exhi
 def _aim(row: Row, case: dict[str, Any]) -> str:
     true, wanted = (sorted(set(case.get(key) or ())) for key in ("target_classes", "intended"))
     wants = f"wanted answer “{', '.join(wanted)}”" if wanted else ""
+    if row.goal == "availability":
+        return "Test images should come out wrong."
     if row.triggered:
+        wants = "each should become the class after its own" if len(wanted) > 1 else wants
         return f"Trigger on any test image; {wants}."
     return f"True class of the target “{', '.join(true)}”, {wants}." if true else ""
 

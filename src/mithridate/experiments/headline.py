@@ -92,9 +92,9 @@ def _brief(found: Sequence[Row], rows: Sequence[Row]) -> Brief:
 def _bare(row: Row | None) -> str:
     if row is None or not row.success.n:
         return "not run without a defence"
-    subject = "triggered images" if row.triggered else "targets"
     against = f", control {percent(row.against.success.share)} %" if row.against and row.against.success.n else ""
-    return f"without a defence {percent(row.success.share)} % of {subject}{against}; {_SAYS[words.standing(row)]}"
+    did = f"{percent(row.success.share)} % of {words.subject(row)}"
+    return f"without a defence {did}{against}; {_SAYS[words.standing(row)]}"
 
 
 def _defended(rows: Sequence[Row]) -> str:

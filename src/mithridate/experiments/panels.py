@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mithridate.core.balls import Linf
+from mithridate.core.balls import Ball, Linf, Sum
 from mithridate.core.sources import DataSource
 from mithridate.experiments.scenarios import Scenario
 from mithridate.experiments.trial import Trial
@@ -32,7 +32,8 @@ class Panel:
     defenses: tuple[tuple[Defense, ...], ...] = ()
     """Each entry is one stack of defences; the undefended learner is always measured too."""
     trials: int = 20
-    """Cases drawn: independent targets, or for a backdoor independent poisons."""
+    """Cases drawn: independent targets, or for a backdoor independent poisons. 20 show a true success of 37 % or more
+    in 4 of 5 studies."""
     victims: int = 1
     """Models trained on each poison."""
     clean_victims: int = 8
@@ -41,6 +42,15 @@ class Panel:
     """Whether every defence is also met by an attacker who knows it and crafts through it."""
     trusted: int = 0
     """Clean rows held out for defences that need them."""
+
+    def sized(self, trials: int | None, victims: int | None, clean_victims: int | None) -> Panel:
+        """Returns the panel with these numbers; where they are None, and the goal asks for other ones than a panel has.
+
+        An attack on accuracy is one poison of all images, and what differs are the models trained on it.
+        """
+        usual = {"trials": 1, "victims": 3, "clean_victims": 3} if self.threat.goal.wrong else {}
+        given = {"trials": trials, "victims": victims, "clean_victims": clean_victims}
+        return replace(self, **usual | {name: value for name, value in given.items() if value is not None})
 
     def __post_init__(self) -> None:
         for name in ("trials", "victims", "clean_victims"):
@@ -56,7 +66,8 @@ def dosed(
 ) -> list[Panel]:
     """Returns every panel at every dose asked for; None keeps the panel's own.
 
-    An eps means an Linf ball; attacks that mark images with a trigger have no eps and keep their own ball.
+    An eps means an Linf ball. Where images carry a trigger it is what they may change besides; an attack that does
+    nothing but mark them has no eps and keeps its own ball.
     """
     return list(
         dict.fromkeys(
@@ -72,9 +83,16 @@ def _several(value: float | Sequence[float] | None) -> Sequence[float | None]:
 
 
 def _at_dose(threat: ThreatModel, eps: float | None, budget: float | None) -> ThreatModel:
-    if eps is not None and not threat.goal.triggered:
-        threat = replace(threat, ball=Linf(eps=eps))
+    if eps is not None:
+        threat = replace(threat, ball=_sized(threat.ball, eps) if threat.goal.triggered else Linf(eps=eps))
     return threat if budget is None else replace(threat, budget=budget)
+
+
+def _sized(ball: Ball, eps: float) -> Ball:
+    """The ball of an attack with a trigger, its Linf part with another eps."""
+    if isinstance(ball, Sum):
+        return Sum(balls=tuple(_sized(part, eps) for part in ball.balls))
+    return Linf(eps=eps) if isinstance(ball, Linf) else ball
 
 
 def plan_audit(panels: Iterable[Panel], data: DataSource, *, seed: int = 0) -> list[Trial]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mithridate.experiments import certified, headline, pages, pictures, words
+from mithridate.experiments import certified, epochs, headline, pages, pictures, words
 from mithridate.experiments.cautions import cautions
 from mithridate.experiments.cells import Pair
 from mithridate.experiments.drilldown import Thumbnails, drilldown
@@ -102,6 +102,7 @@ def render(collected: Collected, folder: Path) -> str:
             certified=(curves := certified.curves(rows)),
             certified_pictures=certified.pictures(curves, "certified"),
             guarantees=certified.guarantees(rows),
+            epochs=epochs.pictures(rows, "epochs"),
             exhibits=exhibits(attacks, folder),
             drills=drilldown(rows, thumbnails),
             thumbnails=thumbnails.symbols(),
@@ -114,6 +115,7 @@ def render(collected: Collected, folder: Path) -> str:
             power=_power(attacks),
             comparisons=max((row.against.comparisons for row in attacks if row.against), default=0),
             command=collected.study.get("command"),
+            triggered=any(row.right.n for row in rows),
             finished=len(collected.pairs),
         )
     )
@@ -121,7 +123,9 @@ def render(collected: Collected, folder: Path) -> str:
 
 def _power(attacks: Sequence[Row]) -> list[str]:
     """What the numbers of cases in this study can show."""
-    numbers = sorted({(row.against.paired.pairs, row.against.comparisons) for row in attacks if row.against})
+    numbers = sorted(
+        {(row.against.paired.pairs, row.against.comparisons) for row in attacks if row.against and row.against.exact}
+    )
     return [what_n_shows(pairs, comparisons=comparisons) for pairs, comparisons in numbers]
 
 

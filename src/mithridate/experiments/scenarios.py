@@ -10,7 +10,6 @@ from mithridate.core.learners import Mixed
 from mithridate.core.schema import name_of, nearest
 from mithridate.core.training import Learner, Recipe
 from mithridate.poisoning.attack import Attack
-from mithridate.poisoning.attacks.badnets import BadNets
 from mithridate.poisoning.threat import ThreatModel
 
 
@@ -185,9 +184,8 @@ def at_home(attack: Attack, learner: Learner) -> Scenario:
 def usual_threat(attack: Attack) -> ThreatModel:
     """Returns the dose of an attack's paper, in the form that fits the attack's settings.
 
+    >>> from mithridate import BadNets
     >>> usual_threat(BadNets(clean_label=True)).relabel
     False
     """
-    if isinstance(attack, BadNets) and attack.clean_label:
-        return replace(attack.threat, relabel=False, poison_class="intended")
-    return attack.threat
+    return attack.assumed()

@@ -148,6 +148,27 @@ def difference(first: Numbers, second: Numbers) -> Mean:
     return Mean(value, value - half, value + half, count)
 
 
+def higher(first: Numbers, second: Numbers) -> PairedSuccess:
+    """Welch's one-sided test that the values of `first` are larger: two groups of independent values, not paired.
+
+    `wins` and `losses` count the values of `first` above and below the mean of `second`, and `pairs` is the size of the
+    smaller group. Without two values in each, or where none differs from its group's mean, nothing can be shown (p 1).
+
+    >>> higher([0.95, 0.96, 0.94], [0.40, 0.45, 0.42]).p < 0.001
+    True
+    >>> higher([0.95], [0.40]).p
+    1.0
+    """
+    a, b = _finite(first), _finite(second)
+    count = min(len(a), len(b))
+    middle = float(b.mean()) if len(b) else math.nan
+    wins, losses = int((a > middle).sum()), int((a < middle).sum())
+    if count < 2 or (np.ptp(a) == 0 and np.ptp(b) == 0):
+        return PairedSuccess(count, wins, losses, 1.0)
+    result: Any = stats.ttest_ind(a, b, equal_var=False, alternative="greater")
+    return PairedSuccess(count, wins, losses, float(result.pvalue))
+
+
 def paired_exact(first: Outcomes, second: Outcomes, alternative: str = "greater") -> PairedSuccess:
     """Exact sign test of success, target by target; for one victim per target it is the exact McNemar test.
 

@@ -41,8 +41,9 @@ class Row:
     data: str
     adaptive: bool
     control: bool
-    triggered: bool
-    """A backdoor: outcomes are triggered test images."""
+    goal: str
+    """What the attacker wants, and so what outcomes are: of chosen targets (misclassify), of triggered test images
+    (backdoor), or of test images (availability)."""
     cell: Cell = dataclasses.field(repr=False)
     budget: Budget
     trials: int
@@ -56,6 +57,10 @@ class Row:
     """Logit of the intended class minus the best other, over trials."""
     versus: Comparisons
     accuracy: Mean
+    highest: Mean
+    """The highest clean test accuracy of any epoch, where epochs were watched."""
+    right: Mean
+    """Of a backdoor: accuracy of triggered test images to their true label."""
     cost: Mean | None
     """Accuracy lost against the clean, undefended victims; a share, positive = lost."""
     abstained: float
@@ -68,6 +73,11 @@ class Row:
     seconds: dict[str, float]
     """Wall time by phase, summed over trials."""
     warnings: tuple[str, ...]
+
+    @property
+    def triggered(self) -> bool:
+        """A backdoor: outcomes are triggered test images."""
+        return self.goal == "backdoor"
 
     @property
     def against(self) -> Versus | None:
@@ -153,16 +163,18 @@ def _row(cell: Cell, others: Sequence[Cell], labels: Labels, versus: Comparisons
         data=labels.data(cell.setting),
         adaptive=bool(cell.setting.get("adaptive")),
         control=cell.control,
-        triggered=cell.triggered,
+        goal=cell.goal,
         cell=cell,
         budget=Budget.of(cell.setting, cell.results),
         trials=sum(bool(values) for values in success.values()),
         victims=sum(len(result["outcome"].get("success") or ()) for result in cell.results),
-        success=rate(list(success.values())),
+        success=_success(cell, success),
         eligible=None if right is None else rate(list(cell.outcomes("success", right).values())),
         margin=mean([fmean(values) for values in margins.values() if values]),
         versus=versus,
         accuracy=mean(cell.accuracies()),
+        highest=mean(cell.highest()),
+        right=mean(cell.right()),
         cost=grid.cost(cell, unattacked),
         abstained=_share([value for values in cell.outcomes("abstained").values() for value in values]),
         detection=detection(cell),
@@ -172,6 +184,16 @@ def _row(cell: Cell, others: Sequence[Cell], labels: Labels, versus: Comparisons
         seconds=_seconds(cell),
         warnings=tuple(sorted({text for result in cell.results for text in result.get("warnings") or ()})),
     )
+
+
+def _success(cell: Cell, outcomes: dict[int, list[float]]) -> Rate:
+    """Success with its interval; where test images should come out wrong, over models: these are what was drawn."""
+    found = rate(list(outcomes.values()))
+    if cell.goal != "availability":
+        return found
+    spread = mean(cell.wrong())
+    low, high = (0.0 if spread.low is None else spread.low), (1.0 if spread.high is None else spread.high)
+    return dataclasses.replace(found, n_eff=float(spread.n), low=max(0.0, low), high=min(1.0, high))
 
 
 def _seconds(cell: Cell) -> dict[str, float]:

@@ -69,6 +69,8 @@ def bound(ball: Settings | None) -> str:
         return f"patch of {percent(ball['area'])} % of the image"
     if name == "recolor":
         return f"colours by {percent(ball['eps'])} %"
+    if name == "moved":
+        return f"warp by {ball['pixels']:.3g} pixels"
     return "any image" if name == "any-image" else setting(ball)
 
 
@@ -83,6 +85,7 @@ _BOUND = {
     "l2": "each image by a Euclidean distance of at most {:.3g} (pixels counted from 0 to 1)",
     "patch": "only inside one rectangle, at most {} % of the image",
     "recolor": "the colour of a pixel by at most {} % of the range in brightness and in each of two colour axes (YUV)",
+    "moved": "only so that a pixel shows what the image has within {:.3g} pixels of it (a warp)",
     "any-image": "to any image at all",
 }
 
@@ -112,6 +115,7 @@ def _change(ball: Settings) -> str:
         "l2": lambda: ball["eps"],
         "patch": lambda: percent(ball["area"]),
         "recolor": lambda: percent(ball["eps"]),
+        "moved": lambda: ball["pixels"],
     }
     how = _BOUND.get(name, setting(ball) or "without a stated bound")
     return how.format(amounts[name]()) if name in amounts else how
@@ -130,9 +134,12 @@ def _knowledge(trial: Settings) -> str:
 
 def _goal_sentence(goal: Settings, targets: int, case: Settings | None) -> str:
     if goal.get("type") == "backdoor":
-        wanted = goal.get("intended")
-        answer = "one class drawn in advance" if wanted is None else f"class {wanted}"
-        return f"Goal: every test image that carries the attacker's trigger is classified as {answer} (a backdoor)."
+        return _backdoor_sentence(goal)
+    if goal.get("type") == "availability":
+        return (
+            "Goal: the model gets test images wrong, whatever it takes them for (availability: data that are of no use "
+            "to train on)."
+        )
     if goal.get("type", "misclassify") == "misclassify":
         if case:
             count = len(case.get("target_rows") or case.get("target_files") or ())
@@ -141,3 +148,13 @@ def _goal_sentence(goal: Settings, targets: int, case: Settings | None) -> str:
         what = "one test image" if targets == 1 else f"{targets} test images"
         return f"Goal: {what}, drawn before any training, classified as a wrong class that was also drawn in advance."
     return f"Goal: {setting(goal)}."
+
+
+def _backdoor_sentence(goal: Settings) -> str:
+    wanted, sources, limit = goal.get("intended"), goal.get("sources", "all"), goal.get("limit")
+    answer = "one class drawn in advance" if wanted is None else f"class {wanted}"
+    answer = "the class after its own" if goal.get("all_to_all") else answer
+    whose = {"all": "", "drawn": " of one class, drawn in advance,"}.get(sources, f" of class {sources}")
+    may = f" The trigger may change an image {_change(limit)}." if limit else ""
+    marked = f"every test image{whose} that carries the attacker's trigger"
+    return f"Goal: {marked} is classified as {answer} (a backdoor).{may}"

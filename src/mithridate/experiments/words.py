@@ -136,7 +136,7 @@ def _scene(found: list[Row], rows: Sequence[Row]) -> Scene:
     row = max(found, key=lambda r: (r.budget.count, not r.control))
     attack = next((r for r in found if not r.control), row)
     name = ", ".join(filter(None, (row.scenario, access(attack, rows), row.data, row.model)))
-    goal = "backdoor" if row.triggered else "chosen targets"
+    goal = {"backdoor": "backdoor", "availability": "accuracy"}.get(row.goal, "chosen targets")
     title = f"{_capital(name)}: {goal}, {row.budget}"
     return Scene(title, threat_sentences(attack.settings, row.budget), found)
 
@@ -148,15 +148,32 @@ def verdict(row: Row, rows: Sequence[Row]) -> str:
     opening = _capital(", ".join([*filter(None, context), f"at {row.budget}"]))
     if not row.success.n:
         return f"{opening}, {row.attack}: no outcome was measured."
-    subject = "triggered images" if row.triggered else "targets"
-    counts = counted(row.success) + _units(row)
-    did = f"{row.attack} moved between {percent(row.success.low)} % and {percent(row.success.high)} % of {subject}"
+    did, counts = _left(row) if row.goal == "availability" else _moved(row)
     control = row.against
     if control is None:
         return f"{opening}, {did} ({counts}): no control was run beside it, so nothing is shown."
-    against = f"the {control.name} control {counted(control.success)}"
-    exact = f"exact paired {p_texts(control.paired.p, control.holm)}"
-    return f"{opening}, {did} ({counts}; {against}; {exact}): {_conclusion(control)}"
+    seen = counted(control.success) if control.accuracy is None else f"{100 * control.accuracy.value:.1f} %"
+    test = f"{'exact paired' if control.exact else 'Welch'} {p_texts(control.paired.p, control.holm)}"
+    return f"{opening}, {did} ({counts}; the {control.name} control {seen}; {test}): {_conclusion(control)}"
+
+
+def _moved(row: Row) -> tuple[str, str]:
+    """What an attack on images did, and on how many."""
+    ends = f"between {percent(row.success.low)} % and {percent(row.success.high)} % of {subject(row)}"
+    return f"{row.attack} moved {ends}", counted(row.success) + _units(row)
+
+
+def _left(row: Row) -> tuple[str, str]:
+    """What accuracy an attack left, and the highest of any epoch."""
+    models = f"{row.victims} model{'s' * (row.victims > 1)}"
+    parts = [span(row.accuracy, 100, 1), models]
+    parts += [f"{100 * row.highest.value:.1f} % after the best epoch"] if row.highest.n else []
+    return f"{row.attack} left {100 * row.accuracy.value:.1f} % of clean test accuracy", ", ".join(filter(None, parts))
+
+
+def subject(row: Row) -> str:
+    """What the outcomes of a row are of."""
+    return {"backdoor": "triggered images", "availability": "test images wrong"}.get(row.goal, "targets")
 
 
 def _units(row: Row) -> str:
@@ -183,7 +200,7 @@ def _conclusion(control: Versus) -> str:
     name = "its control" if control.name == "random-noise" else "no attack (random noise was not run here)"
     if control.shown:
         return f"beats {name}."
-    few = _too_few(control.paired.pairs, control.comparisons)
+    few = _too_few(control)
     hint = f" ({few})" if few else ""
     name += f" among {control.comparisons} comparisons" if control.paired.shown and not few else ""
     if control.margin_shown:
@@ -191,8 +208,11 @@ def _conclusion(control: Versus) -> str:
     return f"not shown to beat {name}{hint}."
 
 
-def _too_few(pairs: int, comparisons: int) -> str:
-    """What to say of a number of pairs that cannot show even a perfect success; nothing where it can."""
+def _too_few(control: Versus) -> str:
+    """What to say of numbers that cannot show even a perfect success; nothing where they can."""
+    pairs, comparisons = control.paired.pairs, control.comparisons
+    if not control.exact:
+        return "two models on each side are the fewest that show anything" if pairs < 2 else ""
     fewest = fewest_pairs(comparisons)
     if pairs < FEWEST_PAIRS:
         return f"{pairs} paired cases cannot show anything; {fewest} is the fewest{_for(comparisons)}"
@@ -274,10 +294,14 @@ def effect(row: Row, access: str = "") -> str:
     if bare is None:
         return f"{name} was not run without it" + (f" ({percent(row.success.share)} % with)" if row.success.n else "")
     numbers = f"{percent(bare.success.share)} % → {percent(row.success.share)} %"
+    stronger = f"makes {name} stronger"
+    if row.goal == "availability":  # what counts is what is left, and a defence that costs accuracy leaves less
+        numbers = f"accuracy {percent(1 - bare.success.share)} % → {percent(1 - row.success.share)} %"
+        stronger = f"leaves less accuracy under {name}"
     if bare.shown:
         return f"helps against {name} ({numbers}, {p_texts(bare.paired.p, bare.holm)})"
     if bare.worse_shown:
-        return f"makes {name} stronger ({numbers}, {p_texts(bare.worse.p, bare.worse_holm)})"
+        return f"{stronger} ({numbers}, {p_texts(bare.worse.p, bare.worse_holm)})"
     numbers += f", {p_texts(bare.paired.p, bare.holm)}"
     if bare.margin_shown:
         fall = f"{abs(bare.margin.difference.value):.2f} logits, {p_texts(bare.margin.p, bare.margin_holm)}"
@@ -285,9 +309,14 @@ def effect(row: Row, access: str = "") -> str:
     return f"no difference shown against {name} ({numbers})"
 
 
+def priced(row: Row) -> bool:
+    """Whether the accuracy that a row lost is the price of its defence, and not what the attacker wanted."""
+    return row.attack == "no-attack" or row.goal != "availability"
+
+
 def cost_text(rows: Sequence[Row]) -> str:
     """What a defence costs in clean accuracy, measured on unattacked data where that was run."""
-    found = [row for row in rows if row.cost is not None]
+    found = [row for row in rows if row.cost is not None and priced(row)]
     row = next((row for row in found if row.attack == "no-attack"), found[0] if found else None)
     if row is None or row.cost is None or math.isnan(row.cost.value):
         return "its cost in accuracy was not measured"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from mithridate.core.schema import Choice, name_of
@@ -28,6 +30,10 @@ class Attack(Choice, ABC):
     """How the victims of its paper train; an audit puts it there unless told otherwise."""
     deterministic: ClassVar[bool] = False
     """Whether the poison does not depend on the seed."""
+
+    def assumed(self) -> ThreatModel:
+        """Returns what the attack assumes in these settings: `threat`, unless a setting asks for something else."""
+        return self.threat
 
     @abstractmethod
     def craft(self, task: Task, surrogate: Learner, seed: int) -> Poison:
@@ -56,14 +62,27 @@ def expect_goal(attack: Attack, task: Task, goal: type[Goal]) -> None:
         )
 
 
-def rows_of_intended_class(attack: Attack, task: Task, seed: int) -> Tensor:
+def rows_of_intended_class(
+    attack: Attack, task: Task, seed: int, scores: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Chooses rows [P] that already have the intended label, for an attack whose poisons teach the label they carry.
 
     At most `task.limit`, fewer where the candidates hold fewer.
 
+    Args:
+        attack: For messages.
+        task: The case.
+        seed: The trial's seed.
+        scores: Rows [n] of the intended class -> a number at least 0 for each, highest first; None: all are alike.
+
     Raises:
         TypeError: If no candidate has that label.
     """
+    if not task.goal.single:
+        raise TypeError(
+            f"{name_of(attack)} changes images of the intended class, but the goal {name_of(task.goal)} intends no "
+            "single one here; use another attack, or a goal with one"
+        )
     fitting = task.train.labels_of(task.candidates) == task.intended[0].to(task.train.device)
     if not bool(fitting.any()):
         raise TypeError(
@@ -71,5 +90,9 @@ def rows_of_intended_class(attack: Attack, task: Task, seed: int) -> Tensor:
             f"({task.train.classes[int(task.intended[0])]}); this case allows others alone (class: "
             f"{task.poison_class}), so use a threat model with poison_class='intended' or 'any'"
         )
-    rows = task.choose(seed, fitting.float())
+    ranks = fitting.float()
+    if scores is not None:
+        ranks = torch.full(fitting.shape, -1.0, device=fitting.device)
+        ranks[fitting] = scores(task.candidates[fitting]).to(ranks)
+    rows = task.choose(seed, ranks)
     return rows[task.train.labels_of(rows) == task.intended[0].to(rows.device)]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from mithridate.core.balls import Ball
 from mithridate.core.data import ImageData
 from mithridate.core.schema import Choice
 from mithridate.core.seeds import stream
@@ -19,8 +20,8 @@ class Case(NamedTuple):
 
     target_rows: Tensor
     """[T] int64 row ids of the test set."""
-    intended: int
-    """Class the model should give them."""
+    intended: int | None
+    """Class the model should give them; None where that is not one class."""
     sources: tuple[int, ...]
     """True classes that the case is about."""
 
@@ -30,6 +31,10 @@ class Goal(Choice, ABC):
 
     triggered: ClassVar[bool]
     """Whether test images are changed (by a trigger) before the model sees them."""
+    aimed: ClassVar[bool]
+    """Whether it is about single test images alone, so that accuracy is measured without them."""
+    wrong: ClassVar[bool] = False
+    """Whether any wrong answer is a success; otherwise the intended class must come out."""
 
     @abstractmethod
     def draw(self, test: ImageData, targets: int, seed: int) -> Case:
@@ -39,9 +44,14 @@ class Goal(Choice, ABC):
             ValueError: If the test set has no image the case needs.
         """
 
-    @abstractmethod
-    def trigger_area(self) -> float:
-        """Returns the largest share (fraction) of the pixels of a test image that may change."""
+    @property
+    def single(self) -> bool:
+        """Whether a case intends one class for all its images."""
+        return not self.wrong
+
+    def taught(self, labels: Tensor, intended: int | None, classes: int) -> Tensor:
+        """Returns the classes [P] that images of these labels [P] should get, `intended` being the case's (if any)."""
+        return torch.full_like(labels, intended or 0)
 
     @abstractmethod
     def describe(self, targets: int) -> str:
@@ -53,6 +63,7 @@ class Misclassify(Goal):
     """Given test images of one class should be classified as another; other test images should not suffer."""
 
     triggered: ClassVar[bool] = False
+    aimed: ClassVar[bool] = True
 
     def draw(self, test: ImageData, targets: int, seed: int) -> Case:
         _several(test.classes)
@@ -73,9 +84,6 @@ class Misclassify(Goal):
             )
         return Case(_subset(pool, targets, seed), intended, (true,))
 
-    def trigger_area(self) -> float:
-        return 0.0
-
     def describe(self, targets: int) -> str:
         images = "one test image" if targets == 1 else f"{targets} test images"
         return f"{images} of one class to be classified as another class that the attacker intends"
@@ -83,21 +91,29 @@ class Misclassify(Goal):
 
 @dataclass(frozen=True, kw_only=True)
 class Backdoor(Goal):
-    """Any test image with the trigger on it should be classified as the intended class.
+    """Any test image with the trigger on it should be classified as the intended class, or each as the class after its.
 
     Success is measured on triggered test images that do not belong to the intended class.
 
     >>> Backdoor(intended="cat").area
     0.1
+    >>> Backdoor(all_to_all=True).taught(torch.tensor([0, 2]), None, classes=3).tolist()
+    [1, 0]
     """
 
     triggered: ClassVar[bool] = True
+    aimed: ClassVar[bool] = False
     intended: str | None = None
     """Class (name, or index as text) that triggered images should get; None draws it."""
     sources: str = "all"
-    """Class (name, or index as text) whose test images carry the trigger; "all": every class but the intended one."""
+    """Class (name, or index as text) whose test images carry the trigger; "all": every class but the intended one;
+    "drawn": one class that the seed draws."""
     area: float = 0.1
-    """Largest share (fraction) of the pixels of an image that the trigger may touch."""
+    """Largest share (fraction) of the pixels of an image that the trigger may touch, freely; unused with `limit`."""
+    limit: Ball | None = None
+    """What the trigger may do to an image, where that is not to change some pixels freely."""
+    all_to_all: bool = False
+    """Whether every class should become the next one (the last the first), in place of one intended class."""
     tests: int = 1000
     """Triggered test images at most; more are a random subset."""
 
@@ -108,14 +124,15 @@ class Backdoor(Goal):
             raise ValueError(f"area is {self.area}; it is a fraction of the image, so use for example 0.1 for 10 %")
         if self.tests < 1:
             raise ValueError(f"tests is {self.tests}; at least one triggered test image is needed")
+        if self.all_to_all and (self.intended, self.sources) != (None, "all"):
+            raise ValueError(
+                f"all_to_all is about all classes, but intended is {self.intended!r} and sources is {self.sources!r}; "
+                "leave these two out, or all_to_all"
+            )
 
     def draw(self, test: ImageData, targets: int, seed: int) -> Case:
         _several(test.classes)
-        source = None if self.sources == "all" else class_index(self.sources, test.classes)
-        intended = self._intended(source, test.classes, seed)
-        if intended == source:
-            raise ValueError(f"the source class and the intended class are both {test.classes[intended]!r}; use two")
-        sources = tuple(c for c in range(len(test.classes)) if c != intended) if source is None else (source,)
+        intended, sources = self._classes(test.classes, seed)
         labels = test.labels_of(test.ids)
         pool = test.ids[torch.isin(labels, torch.tensor(sources, device=labels.device))]
         if not len(pool):
@@ -123,20 +140,77 @@ class Backdoor(Goal):
             raise ValueError(f"no test image of class {names} to put the trigger on; add test images or other sources")
         return Case(_subset(pool, min(self.tests, len(pool)), seed), intended, sources)
 
-    def trigger_area(self) -> float:
-        return self.area
+    @property
+    def single(self) -> bool:
+        return not self.all_to_all
+
+    def taught(self, labels: Tensor, intended: int | None, classes: int) -> Tensor:
+        return (labels + 1) % classes if self.all_to_all else super().taught(labels, intended, classes)
 
     def describe(self, targets: int) -> str:
-        who = "any test image" if self.sources == "all" else f"any test image of class {self.sources!r}"
-        return (
-            f"{who} that carries the trigger (at most {self.area:.3g} of its pixels) "
-            "to be classified as the class that the attacker intends"
-        )
+        who = {"all": "any test image", "drawn": "any test image of one class"}
+        limit = f"at most {self.area:.3g} of its pixels" if self.limit is None else self.limit.describe()
+        carrying = f"{who.get(self.sources, f'any test image of class {self.sources!r}')} that carries the trigger"
+        becomes = "the class after its own" if self.all_to_all else "the class that the attacker intends"
+        return f"{carrying} ({limit}) to be classified as {becomes}"
 
-    def _intended(self, source: int | None, classes: tuple[str, ...], seed: int) -> int:
-        if self.intended is not None:
-            return class_index(self.intended, classes)
-        return _uniform(len(classes), seed, "intended") if source is None else _other(source, len(classes), seed)
+    def _classes(self, classes: tuple[str, ...], seed: int) -> tuple[int | None, tuple[int, ...]]:
+        """The intended class, and those whose images carry the trigger."""
+        if self.all_to_all:
+            return None, tuple(range(len(classes)))
+        if self.sources == "all":
+            given = self.intended is not None
+            intended = class_index(str(self.intended), classes) if given else _uniform(len(classes), seed, "intended")
+            return intended, tuple(c for c in range(len(classes)) if c != intended)
+        if self.sources != "drawn":
+            source = class_index(self.sources, classes)
+        elif self.intended is None:
+            source = _uniform(len(classes), seed, "true class")
+        else:
+            source = _other(class_index(self.intended, classes), len(classes), seed)
+        drawn = self.intended is None
+        intended = _other(source, len(classes), seed) if drawn else class_index(str(self.intended), classes)
+        if intended == source:
+            raise ValueError(f"the source class and the intended class are both {classes[intended]!r}; use two")
+        return intended, (source,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Availability(Goal):
+    """The model should get test images wrong, whatever it takes them for: the data are useless for training.
+
+    A success is a test image that a victim classifies wrongly, so the share without an attack is what the recipe gets
+    wrong by itself. Beside it stand the accuracy at the end of training and, as stopping early helps a victim, the
+    highest of all epochs.
+
+    References: Fowl et al. "Preventing Unauthorized Use of Proprietary Data: Poisoning for Secure Dataset Release".
+    2021. arXiv 2103.02683. Sandoval-Segura et al. "Poisons that are learned faster are more effective". CVPR Workshops
+    2022. arXiv 2204.08615 (why the highest accuracy counts).
+
+    >>> Availability().describe(1)
+    'test images to be classified wrongly, as many as possible'
+    """
+
+    triggered: ClassVar[bool] = False
+    aimed: ClassVar[bool] = False
+    wrong: ClassVar[bool] = True
+    tests: int = 1000
+    """Test images that successes are counted on, at most; more are a random subset. Accuracy is of all of them."""
+
+    def __post_init__(self) -> None:
+        if self.tests < 1:
+            raise ValueError(f"tests is {self.tests}; at least one test image is needed")
+
+    def draw(self, test: ImageData, targets: int, seed: int) -> Case:
+        _several(test.classes)
+        rows = _subset(test.ids, min(self.tests, len(test)), seed)
+        return Case(rows, None, tuple(test.labels_of(rows).unique().tolist()))
+
+    def taught(self, labels: Tensor, intended: int | None, classes: int) -> Tensor:
+        return labels
+
+    def describe(self, targets: int) -> str:
+        return "test images to be classified wrongly, as many as possible"
 
 
 def class_text(value: Any) -> Any:

@@ -87,10 +87,12 @@ class Poison:
         }
         if taken := sorted(manifest.keys() & meta.keys()):
             raise ValueError(f"the manifest already has {', '.join(taken)}; give the extra entries other names")
+        written = json.loads(json.dumps(manifest | meta))  # as it will be read
+        written["seal"] = {name: _digest(value) for name, value in written.items()}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TENSORS).write_bytes(content)
         draft = folder / f"{MANIFEST}.tmp"
-        draft.write_text(json.dumps(manifest | meta, indent=2, sort_keys=True) + "\n")
+        draft.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
         draft.replace(folder / MANIFEST)
 
     @classmethod
@@ -112,16 +114,30 @@ class Poison:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns the manifest of a saved poison.
+    """Returns the manifest of a saved poison, without the seal of its entries.
+
+    The seal is a digest of each entry, so that an edit is noticed and named. It keeps honest people from mistakes; who
+    wants to deceive makes a new one.
 
     Raises:
-        ValueError: If it was written by another schema version, or is not a manifest at all.
+        ValueError: If it was written by another schema version, is not a manifest at all, or an entry was changed.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{folder / MANIFEST} is not JSON ({error}); craft the poison again") from error
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{folder / MANIFEST} holds no manifest; craft the poison again")
     _same(folder, "schema", manifest.get("schema"), SCHEMA)
+    seal = manifest.pop("seal", None)
+    if seal is not None:  # folders of before it have none
+        _same(folder, "the entries", sorted(manifest), sorted(seal))
+        for name, value in manifest.items():
+            if _digest(value) != seal[name]:
+                raise ValueError(
+                    f"poison in {folder}: {name} was changed after it was written, it is now {str(value)[:80]!r}; take "
+                    "the folder from where it came, or craft the poison again"
+                )
     return manifest
 
 
@@ -136,6 +152,10 @@ def load_tensors(folder: Path) -> dict[str, Tensor]:
     tensors = tensors_from_bytes(content)
     _same(folder, "tensors", {name: _described(tensor) for name, tensor in tensors.items()}, manifest.get("tensors"))
     return tensors
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _described(tensor: Tensor) -> Mapping[str, Any]:

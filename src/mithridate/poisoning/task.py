@@ -15,8 +15,8 @@ from mithridate.core.memory import shrinking
 from mithridate.core.schema import name_of
 from mithridate.core.seeds import stream
 from mithridate.core.states import EVALUATION_BATCH
-from mithridate.core.training import Fitted, Prediction, Predictor, Watch
-from mithridate.poisoning.goals import Goal
+from mithridate.core.training import Fitted, Prediction, Predictor
+from mithridate.poisoning.goals import Backdoor, Goal
 from mithridate.poisoning.poison import Poison
 from mithridate.poisoning.triggers import Trigger
 
@@ -47,7 +47,7 @@ class Task:
     target_rows: Tensor
     """[T] int64 row ids of the test set: the images aimed at (before the trigger, for a backdoor)."""
     intended: Tensor
-    """[T] int64 classes that the model should give them."""
+    """[T] int64 classes that the model should give them; where any wrong answer will do, their true ones."""
     relabel: bool = False
     """Whether the labels of changed rows may change too."""
     poison_class: str = "any"
@@ -64,6 +64,14 @@ class Task:
     def true_labels(self) -> Tensor:
         """True classes of the targets, [T] int64."""
         return self.test.labels_of(self.target_rows)
+
+    def taught(self, rows: Tensor) -> Tensor:
+        """Returns the classes [P] int64 that poisons made of these training rows should teach.
+
+        The intended class; with an all-to-all backdoor the class after the row's own; where test images should only
+        come out wrong, the row's own.
+        """
+        return self.goal.taught(self.train.labels_of(rows), int(self.intended[0]), len(self.train.classes))
 
     def images(self, rows: Tensor) -> Tensor:
         """Returns the clean training images of `rows`, [P, C, H, W] in [0, 1]."""
@@ -106,29 +114,37 @@ class Task:
         self._check_pixels(poison)
         self._check_trigger(poison.trigger)
 
-    def curve(self) -> Watch | None:
-        """Returns what should watch the victim's training: nothing, for the goals there are."""
-        return None
+    def curve(self) -> Curve | None:
+        """Returns what should watch the victims' training: their accuracy, where the goal is to lower it."""
+        return Curve(self.test) if self.goal.wrong else None
 
-    def outcome(self, fitted: Fitted, poison: Poison, curve: Watch | None = None) -> dict[str, Tensor | None]:
+    def outcome(self, fitted: Fitted, poison: Poison, curve: Curve | None = None) -> dict[str, Tensor | None]:
         """Measures the victims. An abstained prediction is neither a success nor right.
+
+        Args:
+            fitted: The victims.
+            poison: What they were trained on.
+            curve: What watched them.
 
         Returns:
             On the CPU: `success`, `abstained` and `correct` [M, T] bool, `margin` [M, T] (score of the intended class
-            minus the best other), `radius` [M, T] int64 or None, `accuracy` [M] on clean test images (without the
-            targets, unless these are shown with a trigger), `certified` [M, R] or None: the share of these images that
-            is answered rightly with a radius of at least 0, 1, ..., R - 1.
+            minus the best other; where any wrong answer will do, best wrong score minus that of the true class),
+            `radius` [M, T] int64 or None, `accuracy` [M] on clean test images (without single images aimed at),
+            `certified` [M, R] or None: the share of these images that is answered rightly with a radius of at least
+            0, 1, ..., R - 1; `epochs` [M, E] or None: accuracy after each epoch, where it was watched.
         """
         trigger = poison.trigger or _unchanged
         prediction = predict(fitted.predictor, self.test, self.target_rows, trigger)
         intended, answered = self.intended.cpu(), ~prediction.abstained
         guess = prediction.scores.argmax(2)
         accuracy, certified = self._accuracy(fitted.predictor)
+        margin = _margin(prediction.scores, intended)
         return {
-            "success": (guess == intended) & answered,
-            "margin": _margin(prediction.scores, intended),
+            "success": ((guess == intended) ^ self.goal.wrong) & answered,
+            "margin": -margin if self.goal.wrong else margin,
             "accuracy": accuracy,
             "certified": certified,
+            "epochs": None if curve is None else curve.table(len(accuracy)),
             "abstained": prediction.abstained,
             "radius": prediction.radius,
             "correct": (guess == self.true_labels.cpu()) & answered,
@@ -138,11 +154,12 @@ class Task:
         """Returns the case in plain values, for result files; `target_files` only where targets are files."""
         names = self.test.classes
         files = {"target_files": list(self.target_files)} if self.target_files else {}
+        intended = [] if self.goal.wrong else self.intended.tolist()
         return files | {
             "goal": name_of(self.goal),
             "target_rows": self.target_rows.tolist(),
             "target_classes": [names[label] for label in self.true_labels.tolist()],
-            "intended": [names[label] for label in self.intended.tolist()],
+            "intended": [names[label] for label in intended],
             "poison_class": self.poison_class,
         }
 
@@ -151,16 +168,19 @@ class Task:
         names, true = self.test.classes, sorted(set(self.true_labels.tolist()))
         share, count = 100 * self.limit / len(self.train), len(self.target_rows)
         kind = "triggered " * self.goal.triggered + ("given image" if self.target_files else "test image")
+        wanted = sorted(set(self.intended.tolist()))
+        becomes = names[wanted[0]] if len(wanted) == 1 else "the class after its own"
         return (
             f"Up to {self.limit} of {len(self.train)} training images ({share:.3g} %; class: {self.poison_class}) may "
             f"change so that {count} {kind}{'s' * (count > 1)} of class {', '.join(names[c] for c in true)} "
-            f"{'are' if count > 1 else 'is'} classified as {names[int(self.intended[0])]}; {self.ball.describe()}"
+            f"{'are' if count > 1 else 'is'} classified {'wrongly' if self.goal.wrong else f'as {becomes}'}; "
+            f"{self.ball.describe()}"
         )
 
     def _useful(self) -> Tensor:
         """Scores [n] of the candidates where an attack has none of its own: all alike, or relabelled ones first."""
         labels = self.train.labels_of(self.candidates)
-        return ((labels != self.intended[0].to(labels.device)) & self.relabel).float()
+        return ((labels != self.taught(self.candidates)) & self.relabel).float()
 
     def _accuracy(self, predictor: Predictor) -> tuple[Tensor, Tensor | None]:
         """Accuracy [M] on clean test images, and the share [M, R] of them that is right with a radius of 0, 1, ..."""
@@ -168,7 +188,7 @@ class Task:
         prediction = predict(predictor, self.test, rows)
         right = (prediction.scores.argmax(2) == self.test.labels_of(rows).cpu()) & ~prediction.abstained
         counted = torch.ones(len(rows), dtype=torch.bool)
-        if not self.goal.triggered:
+        if self.goal.aimed:
             counted = ~torch.isin(rows, self.target_rows.to(rows.device)).cpu()
         right = right[:, counted]
         if prediction.radius is None:
@@ -247,10 +267,38 @@ class Task:
             raise _violation(
                 "triggered images", f"{list(marked.shape)} or pixels outside [0, 1]", str(list(clean.shape))
             )
+        assert isinstance(self.goal, Backdoor)
+        if self.goal.limit is not None:
+            outside = ~self.goal.limit.contains(clean, marked)
+            if bool(outside.any()):
+                furthest = float((marked - clean).abs().max()) * 255
+                seen = f"{int(outside.sum())} of {len(clean)} images outside it; largest change {furthest:.0f}/255"
+                raise _violation("trigger", seen, self.goal.limit.describe())
+            return
         touched = ((marked - clean).abs() > 1e-6).any(1).flatten(1).float().mean(1)
-        area, allowed = max(trigger.area(self.test.shape), float(touched.max())), self.goal.trigger_area()
-        if area > allowed + 1e-9:
-            raise _violation("trigger", f"{area:.3g} of the pixels", f"at most {allowed:.3g} of them")
+        area = max(trigger.area(self.test.shape), float(touched.max()))
+        if area > self.goal.area + 1e-9:
+            raise _violation("trigger", f"{area:.3g} of the pixels", f"at most {self.goal.area:.3g} of them")
+
+
+class Curve:
+    """Clean test accuracy of each victim after each epoch: watches a fit, and tells the defender nothing."""
+
+    def __init__(self, test: ImageData) -> None:
+        self.test, self.seen = test, {}
+
+    def __call__(self, member: int, epoch: int, predictor: Predictor) -> None:
+        """Measures one member after one epoch."""
+        prediction = predict(predictor, self.test, self.test.ids)
+        right = (prediction.scores.argmax(2) == self.test.labels_of(self.test.ids).cpu()) & ~prediction.abstained
+        self.seen[member, epoch] = float(right.float().mean())
+
+    def table(self, victims: int) -> Tensor | None:
+        """Returns accuracies [M, E]; None where the fit that was watched did not have one member a victim."""
+        members, epochs = ({key[i] for key in self.seen} for i in (0, 1))
+        if members != set(range(victims)):
+            return None
+        return torch.tensor([[self.seen[member, epoch] for epoch in sorted(epochs)] for member in range(victims)])
 
 
 def predict(

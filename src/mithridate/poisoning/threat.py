@@ -14,11 +14,13 @@ from torch import Tensor
 from mithridate.core.balls import Ball, Linf
 from mithridate.core.data import ImageData
 from mithridate.core.image_files import image_files, read_images
+from mithridate.core.schema import name_of
 from mithridate.core.seeds import stream
-from mithridate.poisoning.goals import Backdoor, Case, Goal, Misclassify, class_index, class_text
+from mithridate.poisoning.goals import Availability, Backdoor, Case, Goal, Misclassify, class_index, class_text
 from mithridate.poisoning.task import Task, ThreatModelViolation
 
 __all__ = [
+    "Availability",
     "Backdoor",
     "FixedCase",
     "Goal",
@@ -200,6 +202,12 @@ class ThreatModel:
         if self.poison_class not in get_args(PoisonClass):
             known = ", ".join(get_args(PoisonClass))
             raise ValueError(f"poison_class is {self.poison_class!r}; expected one of: {known}")
+        if not self.goal.single and (self.poison_class != "any" or self.case is not None):
+            seen = f"poison_class is {self.poison_class!r}" if self.case is None else "a case with one is given"
+            raise ValueError(
+                f"the goal {name_of(self.goal)} intends no single class here, but {seen}; use poison_class='any' and "
+                "no case"
+            )
 
     def draw(self, train: ImageData, test: ImageData, seed: int) -> Task:
         """Draws a concrete case, from named streams of `seed` and before any training.
@@ -211,7 +219,7 @@ class ThreatModel:
         _comparable(train, test)
         drawn = Given(test, self.goal.draw(test, self.targets, seed)) if self.case is None else self.case.given(test)
         test, case, files = drawn
-        if not self.goal.triggered and len(case.target_rows) == len(test):
+        if self.goal.aimed and len(case.target_rows) == len(test):
             raise ValueError(f"all {len(test)} test images are targets; accuracy needs test images besides them")
         candidates, name = self._candidates(train, case, seed)
         return Task(
@@ -222,7 +230,7 @@ class ThreatModel:
             ball=self.ball,
             goal=self.goal,
             target_rows=case.target_rows,
-            intended=torch.full_like(case.target_rows, case.intended),
+            intended=self.goal.taught(test.labels_of(case.target_rows), case.intended, len(test.classes)),
             relabel=self.relabel,
             poison_class=name,
             target_files=files,
@@ -233,7 +241,7 @@ class ThreatModel:
         fixed = self.case is not None and self.case.poison_rows is not None
         whose = "the rows that the case names" if fixed else _WHOSE[self.poison_class]
         labels = "labels of changed images may change too" if self.relabel else "labels stay as they are"
-        case = None if self.goal.triggered else self.case
+        case = self.case if self.goal.aimed else None
         wants = self.goal.describe(self.targets) if case is None else case.describe()
         return (
             f"The attacker may change {self.budget * 100:.4g} % of the training images, {whose}; "
@@ -265,7 +273,7 @@ class ThreatModel:
             raise ValueError("poison_class is 'third', but every class is a target's or the intended one; use 'any'")
         drawn = int(torch.randint(max(1, len(third)), (1,), generator=stream(seed, "threat", "third")))
         whose = {
-            "intended": [case.intended],
+            "intended": [] if case.intended is None else [case.intended],
             "target": list(case.sources),
             "third": third[drawn : drawn + 1],
             "any": present,

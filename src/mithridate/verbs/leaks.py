@@ -28,7 +28,8 @@ from mithridate.inversion.leak import Leak
 from mithridate.verbs.terminal import say, start_torch
 
 if TYPE_CHECKING:
-    from mithridate.cli import InvertOptions, StudyOptions, TrialOptions
+    from mithridate.cli.leaks import InvertOptions
+    from mithridate.cli.runs import StudyOptions, TrialOptions
 
     Running = InvertOptions | StudyOptions | TrialOptions
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -35,7 +35,8 @@ from mithridate.poisoning.threat import FixedCase
 from mithridate.verbs.terminal import say, start_torch
 
 if TYPE_CHECKING:
-    from mithridate.cli import AuditOptions, CraftOptions, StudyOptions, TrialOptions
+    from mithridate.cli.pipelines import AuditOptions, CraftOptions
+    from mithridate.cli.runs import StudyOptions, TrialOptions
 
     Running = StudyOptions | TrialOptions
 
@@ -124,12 +125,12 @@ def audit_panels(options: AuditOptions) -> tuple[list[Panel], DataSource]:
         panels = [_panel(text, panels, recipe) for text in options.attacks]
     if not panels:
         raise ValueError("no attack to audit; name some after --attacks, or leave it out for the preset's")
-    changes = {name: getattr(options, name) for name in ("trials", "victims", "clean_victims", "trusted")}
-    changes = {name: value for name, value in changes.items() if value is not None}
+    changes: dict[str, Any] = {} if options.trusted is None else {"trusted": options.trusted}
     if options.defenses is not None:
         changes["defenses"] = tuple(_stack(text) for text in options.defenses)
     placed = _in_scenarios(panels, options.scenarios, recipe, options.surrogate)
-    panels = [replace(panel, **changes, adaptive=options.adaptive) for panel in placed]
+    numbers = (options.trials, options.victims, options.clean_victims)
+    panels = [replace(panel, **changes, adaptive=options.adaptive).sized(*numbers) for panel in placed]
     return dosed(panels, eps=options.eps, budget=options.budget), data
 
 

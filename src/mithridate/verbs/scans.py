@@ -21,7 +21,7 @@ from mithridate.poisoning.scan import scan as scanned
 from mithridate.verbs.terminal import say, start_torch
 
 if TYPE_CHECKING:
-    from mithridate.cli import ScanOptions
+    from mithridate.cli.data import ScanOptions
 
 FILTERS = ("spectral-signatures", "deep-knn")
 """What a scan runs unless told otherwise. activation-clustering is not among them: clean classes of real images fall

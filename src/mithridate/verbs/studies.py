@@ -16,7 +16,7 @@ from mithridate.verbs.pipelines import plan_poisonings, report_poisonings, run_p
 from mithridate.verbs.terminal import start_torch
 
 if TYPE_CHECKING:
-    from mithridate.cli import ReportOptions, StudyOptions, TrialOptions
+    from mithridate.cli.runs import ReportOptions, StudyOptions, TrialOptions
 
 
 class Kind(NamedTuple):

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mithridate.core.balls import Patch
+from mithridate.core.balls import Patch, to_floats
 from mithridate.core.sources import Digits
 from mithridate.core.training import Recipe
 from mithridate.core.transforms import Shift
 from mithridate.poisoning.attacks.badnets import BadNets
 from mithridate.poisoning.attacks.random_noise import RandomNoise
-from mithridate.poisoning.threat import Backdoor, ThreatModel
-from mithridate.poisoning.triggers import PatchTrigger
+from mithridate.poisoning.threat import Backdoor, ThreatModel, ThreatModelViolation
+from mithridate.poisoning.triggers import BlendTrigger, PatchTrigger, Trigger, WarpTrigger
 from tests.poisoning.cases import quick, three_classes
 
 TRAIN, TEST = three_classes()
@@ -94,6 +94,85 @@ def test_dirty_label_marks_rows_of_the_class_that_the_threat_model_names(name: s
 def test_a_threat_model_that_does_not_fit_is_refused(attack: BadNets, threat: ThreatModel, hint: str) -> None:
     with pytest.raises(TypeError, match=hint):
         attack.craft(threat.draw(TRAIN, TEST, 0), quick(), 0)
+
+
+TRIGGERS: list[Trigger] = [
+    PatchTrigger(corner="anywhere"),
+    PatchTrigger(share=0.5),
+    BlendTrigger(),
+    BlendTrigger(alpha=0.0213),
+    WarpTrigger(),
+    WarpTrigger(strength=3),
+]
+
+
+@pytest.mark.parametrize("trigger", TRIGGERS, ids=str)
+@pytest.mark.parametrize("clean_label", [False, True])
+def test_any_trigger_fits_what_the_attack_assumes_and_is_seen_alike_in_training_and_test(
+    trigger: Trigger, clean_label: bool
+) -> None:
+    attack = BadNets(trigger=trigger, clean_label=clean_label)
+    task = replace(attack.assumed(), budget=0.1).draw(TRAIN, TEST, 0)
+    poison = attack.craft(task, quick(), 0)
+    task.check(poison)
+    assert torch.equal(to_floats(poison.images), trigger(TRAIN.floats(poison.rows)))
+    assert poison.trigger == trigger
+
+
+def test_default_settings_assume_what_the_paper_does() -> None:
+    assert BadNets().assumed() == BadNets.threat
+    assert BadNets(clean_label=True).assumed() == replace(BadNets.threat, relabel=False, poison_class="intended")
+    assert BadNets(trigger=WarpTrigger()).assumed().goal == Backdoor(limit=WarpTrigger().limit())
+
+
+def test_a_trigger_beyond_the_threat_model_is_caught() -> None:
+    attack = BadNets(trigger=BlendTrigger())
+    task = replace(BadNets.threat, budget=0.1).draw(TRAIN, TEST, 0)
+    with pytest.raises(ThreatModelViolation):
+        task.check(attack.craft(task, quick(), 0))
+
+
+def test_all_to_all_gives_every_row_the_class_after_its_own() -> None:
+    attack = BadNets(all_to_all=True)
+    task = replace(attack.assumed(), budget=0.3).draw(TRAIN, TEST, 0)
+    poison = attack.craft(task, quick(), 0)
+    task.check(poison)
+    assert poison.labels is not None
+    own = TRAIN.labels_of(poison.rows)
+    assert set(own.tolist()) == {0, 1, 2}
+    assert poison.labels.tolist() == [{0: 1, 1: 2, 2: 0}[label] for label in own.tolist()]
+    with pytest.raises(TypeError, match=r"use the goal backdoor:all_to_all=true"):
+        attack.craft(replace(BadNets.threat, budget=0.3).draw(TRAIN, TEST, 0), quick(), 0)
+    with pytest.raises(ValueError, match="leave one of them out"):
+        BadNets(all_to_all=True, clean_label=True)
+
+
+@pytest.mark.effect
+@pytest.mark.parametrize(
+    ("attack", "least"),
+    [
+        (BadNets(trigger=BlendTrigger()), 0.9),
+        (BadNets(trigger=WarpTrigger()), 0.8),
+        (BadNets(trigger=PatchTrigger(corner="anywhere")), 0.6),
+        (BadNets(all_to_all=True), 0.5),
+    ],
+    ids=str,
+)
+def test_every_trigger_is_learned_and_clean_victims_do_not_know_it(attack: BadNets, least: float) -> None:
+    train, test = Digits().load()
+    recipe = Recipe(epochs=20, batch_size=64, transforms=(Shift(),), precision="fp32")
+    threat = replace(attack.assumed(), budget=0.1 if attack.all_to_all else 0.05)
+    rates, known = [], []
+    for seed in range(2):
+        task = threat.draw(train, test, seed)
+        poison = attack.craft(task, recipe, seed)
+        task.check(poison)
+        poisoned, clean = (task.outcome(recipe.fit([x], [seed]), poison) for x in (poison.apply(train), train))
+        rates.append(float(poisoned["success"].float().mean()))  # type: ignore[union-attr]
+        known.append(float(clean["success"].float().mean()))  # type: ignore[union-attr]
+        assert float(poisoned["accuracy"]) > 0.95  # type: ignore[arg-type]
+    assert sum(rates) / 2 > least
+    assert sum(known) / 2 < 0.1
 
 
 @pytest.mark.effect

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from mithridate.core.balls import Linf, to_floats
 from mithridate.core.seeds import stream
 from mithridate.core.transforms import Flip, Mixup, Shift
-from mithridate.poisoning.attacks.witches_brew import WitchesBrew, _Matching
+from mithridate.poisoning.attacks.witches_brew import WitchesBrew
 from mithridate.poisoning.goals import Backdoor
+from mithridate.poisoning.matching import Matching
 from mithridate.poisoning.threat import ThreatModel
 from tests.poisoning.cases import quick, three_classes, two_architectures
 
@@ -33,12 +34,12 @@ def goal_gradient(network: nn.Module, images: Tensor, labels: Tensor) -> list[Te
     return list(torch.autograd.grad(F.cross_entropy(network(images), labels), list(network.parameters())))
 
 
-def matching(network: nn.Module, poisons: int, *, transforms=(), **settings) -> _Matching:
+def matching(network: nn.Module, poisons: int, *, transforms=(), **settings) -> Matching:
     target = torch.rand(1, 2, 6, 6, generator=stream(1, "target"), dtype=torch.float64)
     goal = goal_gradient(network, target, torch.tensor([2]))
     labels = F.one_hot(torch.arange(poisons) % CLASSES, CLASSES).double()
     attack = WitchesBrew(precision="fp32", **settings)
-    return _Matching(attack, network, goal, 1, labels, target[:0], transforms)
+    return Matching(attack, network, goal, 1, labels, target[:0], transforms)
 
 
 def images_of(poisons: int) -> Tensor:
@@ -97,7 +98,7 @@ def test_the_target_itself_with_the_intended_label_matches_perfectly() -> None:
     labels = F.one_hot(torch.tensor([2]), CLASSES).double()
     goal = goal_gradient(network, target, torch.tensor([2]))
     for loss in ("cosine", "squared-error"):
-        objective = _Matching(WitchesBrew(precision="fp32", loss=loss), network, goal, 1, labels, target[:0], ())
+        objective = Matching(WitchesBrew(precision="fp32", loss=loss), network, goal, 1, labels, target[:0], ())
         assert float(objective(target, stream(0, "x"))[0]) == pytest.approx(0, abs=1e-12)
 
 
@@ -110,7 +111,7 @@ def test_squared_error_is_that_of_the_mean_gradients(micro_batch: int) -> None:
         F.cross_entropy(network(targets), intended, reduction="sum"), list(network.parameters())
     )
     attack = WitchesBrew(precision="fp32", loss="squared-error", micro_batch=micro_batch)
-    objective = _Matching(attack, network, list(summed), len(targets), F.one_hot(own, CLASSES).double(), images[:0], ())
+    objective = Matching(attack, network, list(summed), len(targets), F.one_hot(own, CLASSES).double(), images[:0], ())
     value, gradient = objective(images, stream(0, "x"))
     leaf = images.clone().requires_grad_()
     ours = torch.autograd.grad(F.cross_entropy(network(leaf), own), list(network.parameters()), create_graph=True)
@@ -136,15 +137,15 @@ def test_running_out_of_memory_halves_the_micro_batch_says_so_and_changes_nothin
 ) -> None:
     objective = matching(smooth_network(), 6)
     expected = matching(smooth_network(), 6)(images_of(6), stream(0, "x"))
-    honest = _Matching._gradients
+    honest = Matching._gradients
 
-    def greedy(self: _Matching, images: Tensor, part: Tensor, rng: torch.Generator, *, graph: bool) -> tuple:
+    def greedy(self: Matching, images: Tensor, part: Tensor, rng: torch.Generator, *, graph: bool) -> tuple:
         if len(images) > 3:
             raise torch.OutOfMemoryError("too much")
         return honest(self, images, part, rng, graph=graph)
 
     objective.size = 8
-    monkeypatch.setattr(_Matching, "_gradients", greedy)
+    monkeypatch.setattr(Matching, "_gradients", greedy)
     with pytest.warns(UserWarning, match="out of memory; going on with pieces of 4"):
         found = objective(images_of(6), stream(0, "x"))
     torch.testing.assert_close(found[1], expected[1], rtol=1e-8, atol=1e-13)

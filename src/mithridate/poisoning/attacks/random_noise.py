@@ -31,5 +31,5 @@ class RandomNoise(Attack):
         rows = task.choose(seed)
         base = task.images(rows)
         images = task.ball.rounded(base, task.ball.sample(base, stream(seed, "craft")))
-        labels = task.intended[0].to(rows.device).expand(len(rows)).clone() if task.relabel else None
+        labels = task.taught(rows) if task.relabel else None
         return Poison(rows, images, labels, self.trigger if task.goal.triggered else None)

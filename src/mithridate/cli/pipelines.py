@@ -1,0 +1,114 @@
+"""Options of audit and craft, which poison a training pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from mithridate.cli.kinds import Count, Device, Names, Number, Numbers, Place, Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """What audit and craft share."""
+
+    data: Annotated[str, arg(metavar="DATA")] = "digits"
+    """"digits", a folder of class folders, parquet in Hugging Face layout (a file or a folder), hub:OWNER/NAME, or
+    package.module:function that returns two torch datasets."""
+    preset: Text = None
+    """Recipe, doses and trial counts to start from: digits; small (500 images per class); general. All other options
+    change it. Default: digits for the digits, else general."""
+    recipe: Literal["paper", "fast"] = "paper"
+    """paper: the preset's own, for most 40 epochs as in the papers. fast: 12 epochs with one cycle of the learning
+    rate, a third of the time for some points of accuracy."""
+    model: Text = None
+    """convnet, convnet-wide, lenet, mlp, resnet18, vgg11, mobilenet_v2, each with :width=N; timm:NAME,
+    transformers:NAME; or package.module:function."""
+    start_from: Place = None
+    """Safetensors weights that training starts from: the victims are then fine-tuned, or train a new head."""
+    surrogate: Text = None
+    """The attacker's model, named as for --model. Default: the victims' own."""
+    epochs: Count = None
+    """Passes over the training set."""
+    size: Count = None
+    """Resize all images to N x N."""
+    per_class: Count = None
+    """Keep only the first N training images of every class."""
+    cache: Place = None
+    """Folder for a memory-mapped copy of the pixels, for data larger than memory."""
+    eps: Numbers = None
+    """Largest change of a pixel in [0, 1], as a number or 8/255; several are several doses."""
+    budget: Numbers = None
+    """Poisoned fraction of the training set; several are several doses."""
+    seed: Number = 0
+    """First seed of the cases; trial i uses seed + i."""
+    device: Device = "cpu"
+    """Where models run: cpu, cuda, cuda:1."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions(Pipeline):
+    """Poison a training pipeline, with and without defences, beside controls; write a report.
+
+    Without options: `convnet` on the digits that come with scikit-learn, about three minutes on two cores. The same
+    command again resumes.
+    """
+
+    attacks: Names = None
+    """Attacks, with settings if you like: badnets poison-frogs witches-brew:steps=100,restarts=2 (the default);
+    metapoison convex-polytope bullseye-polytope watermark; clean-label-backdoor hidden-trigger sleeper-agent; on
+    accuracy: adversarial-release secure-release error-minimizing tensorclog class-wise-noise."""
+    defenses: Names = None
+    """Defences: mixup cutmix cutout maxup noise jpeg grayscale adversarial-training adversarial-poisoning
+    gradient-shaping dp-sgd dp-instahide epic spectral-signatures activation-clustering deep-knn confident-learning
+    partition-vote:parts=10 fine-tuning fine-pruning neural-cleanse strip; a+b applies both. No name after it: none."""
+    scenarios: Names = None
+    """from-scratch, fine-tuning, transfer; with -grey-box after it the attacker trains features of its own, with
+    -black-box another architecture. Default: for each attack the one its paper is about."""
+    adaptive: bool = False
+    """Meet every defence with an attacker who knows it as well."""
+    trusted: Count = None
+    """Clean rows held out for defences that need them: fine-tuning, fine-pruning, neural-cleanse."""
+    trials: Count = None
+    """Cases (targets) per cell, the same ones in every cell."""
+    victims: Count = None
+    """Models trained on each poison."""
+    clean_victims: Count = None
+    """Models trained on clean data, shared by all cases."""
+    workers: Count = None
+    """Worker processes of one thread each. Default: one per core, at most 8; one for a GPU."""
+    out: Place = None
+    """Results folder. Default: runs/audit."""
+    plan: bool = False
+    """Say what would run, for about how long, and what that many trials can show; train nothing but a short probe."""
+    keep_models: bool = False
+    """Keep the poisoned models as safetensors, with a loader beside them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CraftOptions(Pipeline):
+    """Craft one poison for one case and write it to a folder.
+
+    Training rows are replaced by the pixels in poison.safetensors; manifest.json says which and why.
+    """
+
+    attack: Annotated[str, arg(metavar="NAME")] = "witches-brew"
+    """As for audit --attacks, with settings if you like: witches-brew:steps=100,restarts=2."""
+    scenario: Text = None
+    """from-scratch, fine-tuning or transfer, also with -grey-box or -black-box. Default: the one of the attack's
+    paper."""
+    target: Text = None
+    """What to aim at: rows of the test set (17 or 17,42), an image file, or a folder of images. Default: drawn."""
+    intended: Text = None
+    """Class that the target should get."""
+    true: Text = None
+    """Class that an image file or folder given as target truly belongs to."""
+    workers: Count = None
+    """Worker processes of one thread each, which share out the surrogates. Default: one per core, at most 8."""
+    out: Path = Path("runs/craft")
+    """Results folder; surrogates are kept there for the next poison."""
