@@ -1,0 +1,196 @@
+"""poisoning-benchmark: the three pickles of one trial, and the setups that trials are drawn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mithridate.core.safe_images import refusing
+from mithridate.core.stand_ins import NUMPY
+from mithridate.core.unpickling import load_pickle
+from mithridate.poisoning.exchange.checks import PIECE
+from mithridate.poisoning.exchange.parcel import Format, Parcel, Reference
+from mithridate.poisoning.exchange.pickled import (
+    POISONS,
+    ROWS,
+    labelled,
+    one_class,
+    picture,
+    poison_pickles,
+    read_pickle,
+    read_poisons,
+    target_images,
+    whole_number,
+    whole_numbers,
+    write_pickles,
+)
+from mithridate.poisoning.threat import FixedCase
+
+_TARGET = "target.pickle"
+_LARGEST = 9
+"""Levels of 255 that a pixel may have been moved by: 8, and one for rounding, as `poison_test.py` has it."""
+_SIDES = {32: (5,), 64: (8,)}
+_SETUP = ("target class", "target index", "base class", "base indices")
+_MOST = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoisoningBenchmark(Format):
+    """One trial: `poisons.pickle`, `base_indices.pickle` and `target.pickle` in a folder named by the setup's number.
+
+    Read by `poison_test.py` of aks2203/poisoning-benchmark at 97a67ae and at da213dc, the last commit whose CIFAR-10
+    evaluation runs to its end (Schwarzschild, Goldblum, Gupta, Dickerson, Goldstein, "Just How Toxic is Data
+    Poisoning? A Unified Benchmark for Backdoor and Data Poisoning Attacks", ICML 2021, arXiv:2006.12557).
+
+    - `poisons.pickle`: list of (Pillow image, class). Success is the class of the first one, so all have the same.
+    - `base_indices.pickle`: list of training rows, in the same order.
+    - `target.pickle`: (image, true class); of a backdoor (image, true class, patch [3, p, p] in [0, 1], [x, y]), where
+      x is the column and y the row at which the patch begins, and p is 5 for CIFAR-10 and 8 for TinyImageNet.
+
+    Traps: one target per trial, and success is one bit. Pixels that were moved by more than 9/255 end it with "Attack
+    not clean label!", and a patch of another size ends it without a sign of failure, exit status 0: `strict` refuses
+    both before anything is written. At 97a67ae the from-scratch evaluation of CIFAR-10 ends after its first model,
+    with status 0 too. Only the intended class comes back, not the row of the target.
+    """
+
+    carries: ClassVar[frozenset[str]] = frozenset(
+        {"images", "labels", "rows", "target_images", "target_labels", "intended", "patch", "place"}
+    )
+    strict: bool = True
+    """Whether to refuse what its evaluation would refuse: pixels moved too far, patches of another size, grey images."""
+
+    def write(self, parcel: Parcel, path: Path, data: Reference) -> list[Path]:
+        content, _ = poison_pickles(parcel, data)
+        images, labels = target_images(parcel, data)
+        if len(images) != 1:
+            raise ValueError(
+                f"the poison aims at {len(images)} test images; this format is of one, so write one for each"
+            )
+        if self.strict:
+            _check_change(parcel, data)
+        target: tuple[Any, ...] = (picture(images[0]), labels[0])
+        if parcel.patch is not None:
+            target += _pasted(parcel, data.test.shape, self.strict)
+        return write_pickles(path, {**content, _TARGET: target})
+
+    def read(self, path: Path, data: Reference) -> Parcel:
+        with refusing(path):
+            parcel = read_poisons(path, data)
+            target, where = read_pickle(path / _TARGET), str(path / _TARGET)
+            if not isinstance(target, (tuple, list)) or len(target) not in (2, 4):
+                raise ValueError(f"{where} is no image with its class, alone or with patch and place")
+            image, label = labelled(target, where, data.test)
+            intended = one_class(parcel)
+            if intended is None:
+                raise ValueError(f"{path / POISONS} holds poisons of several classes; one of them is intended")
+            parcel = replace(
+                parcel,
+                target_images=image[None],
+                target_labels=torch.tensor([label]),
+                intended=torch.tensor([intended]),
+            )
+            return parcel if len(target) == 2 else _with_patch(parcel, target[2], target[3], where)
+
+    def recognises(self, path: Path) -> bool:
+        try:
+            return all((path / name).is_file() for name in (POISONS, ROWS, _TARGET))
+        except OSError:
+            return False
+
+
+def setups(file: Path) -> list[FixedCase]:
+    """Reads `poison_setups/*.pickle` of poisoning-benchmark: each entry one target and the rows that may be changed.
+
+    Args:
+        file: As it is in that repository. Targets are rows of the test set, bases of the training set, classes by
+            number, all in the order of torchvision.
+
+    Returns:
+        The cases, in the order of the file.
+
+    Raises:
+        FileNotFoundError: Nothing there.
+        ValueError: Anything else in it.
+    """
+    with refusing(file):
+        entries = load_pickle(file, NUMPY)
+        if not isinstance(entries, list):
+            raise ValueError(f"holds a {type(entries).__name__}; expected a list of setups")
+        return [_setup(entry, f"{file}: setup {place}") for place, entry in enumerate(entries)]
+
+
+def _setup(entry: Any, where: str) -> FixedCase:
+    if not isinstance(entry, dict) or sorted(entry, key=str) != sorted(_SETUP):
+        raise ValueError(f"{where} does not have the entries {', '.join(_SETUP)}")
+    _, target, intended = (whole_number(entry[name], f"{where}: {name}") for name in _SETUP[:3])
+    rows = whole_numbers(entry["base indices"], f"{where}: base indices", _MOST)
+    if min([target, intended, *rows]) < 0:
+        raise ValueError(f"{where} has negative numbers; rows and classes begin at 0")
+    return FixedCase(target_rows=(target,), intended=str(intended), poison_rows=tuple(rows))
+
+
+def _check_change(parcel: Parcel, data: Reference) -> None:
+    assert parcel.rows is not None
+    if data.train.shape[0] != 3:
+        raise ValueError(
+            "the images are grey; the models of poisoning-benchmark need colour (strict=False writes them)"
+        )
+    for rows, images in zip(parcel.rows.split(PIECE), parcel.images.split(PIECE), strict=True):
+        base = data.train.pixels(rows.to(data.train.device)).cpu()
+        change = (images.cpu().int() - base.int()).abs().flatten(1).amax(1)
+        if int(change.max()) > _LARGEST:
+            raise ValueError(
+                f"training row {int(rows[change.argmax()])} is moved by {int(change.max())}/255; poisoning-benchmark "
+                f"refuses more than {_LARGEST}/255 (strict=False writes it all the same)"
+            )
+
+
+def _pasted(parcel: Parcel, shape: tuple[int, int, int], strict: bool) -> tuple[Tensor, list[int]]:
+    """The patch and where it begins, as column and row."""
+    if parcel.place is None:
+        raise ValueError("this format needs the place of the patch, which the poison at hand does not say")
+    assert parcel.patch is not None
+    patch = parcel.patch.detach().cpu().contiguous()
+    _check_place(patch, parcel.place, shape)
+    sides = _SIDES.get(shape[2], (5, 8))
+    if strict and (patch.shape[1] != patch.shape[2] or patch.shape[1] not in sides):
+        raise ValueError(
+            f"the patch is {patch.shape[1]}x{patch.shape[2]}; poisoning-benchmark takes {' or '.join(map(str, sides))} "
+            f"pixels a side on images of {shape[2]} and ends without a result on others (strict=False writes it)"
+        )
+    return patch.clone(), [parcel.place[1], parcel.place[0]]
+
+
+def _with_patch(parcel: Parcel, patch: Any, place: Any, where: str) -> Parcel:
+    found = torch.tensor(patch) if isinstance(patch, np.ndarray) else patch
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim != 3:
+        raise ValueError(f"{where}: the patch is no array [C, p, p] of numbers between 0 and 1")
+    column, row = _two(place, where)
+    assert parcel.target_images is not None
+    _, channels, height, width = parcel.target_images.shape
+    _check_place(found, (row, column), (channels, height, width))
+    return replace(parcel, patch=found.contiguous(), place=(row, column))
+
+
+def _two(place: Any, where: str) -> list[int]:
+    found = whole_numbers(place, f"{where}: place of the patch", 2)
+    if len(found) != 2:
+        raise ValueError(f"{where}: the place of the patch is {len(found)} numbers; expected column and row")
+    return found
+
+
+def _check_place(patch: Tensor, place: tuple[int, int], shape: tuple[int, int, int]) -> None:
+    channels, height, width = shape
+    (row, column), (depth, high, wide) = place, patch.shape
+    inside = 0 <= row <= height - high and 0 <= column <= width - wide and high > 0 < wide
+    if depth != channels or not inside:
+        raise ValueError(
+            f"a patch {list(patch.shape)} at row {row}, column {column} is not inside images {list(shape)}"
+        )
+    if not bool(((patch >= 0) & (patch <= 1)).all()):
+        raise ValueError("the values of the patch are not in [0, 1]")

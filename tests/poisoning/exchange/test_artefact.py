@@ -1,0 +1,126 @@
+"""mithridate's own folder as a format: round trips, and every change to it noticed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+from PIL import Image
+
+from mithridate.core.data import ImageData
+from mithridate.core.seeds import stream
+from mithridate.poisoning.exchange.artefact import Artefact
+from mithridate.poisoning.exchange.parcel import Parcel, Reference
+from mithridate.poisoning.exchange.verification import verify
+
+
+def images(count: int, seed: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, 6, 5), dtype=torch.uint8, generator=stream(seed, "images"))
+
+
+@pytest.fixture(scope="module")
+def data() -> Reference:
+    names = ("ant", "bee", "cat")
+    return Reference(
+        ImageData(images(30, 0), torch.arange(30) % 3, names), ImageData(images(12, 1), torch.arange(12) % 3, names)
+    )
+
+
+def parcel_of(data: Reference, rows: list[int], targets: list[int]) -> Parcel:
+    picked, aimed = torch.tensor(rows), torch.tensor(targets, dtype=torch.int64)
+    return Parcel(
+        images(len(rows), 2),
+        labels=data.train.labels_of(picked),
+        rows=picked,
+        base=data.train.pixels(picked),
+        target_images=data.test.pixels(aimed),
+        target_rows=aimed,
+        target_labels=data.test.labels_of(aimed),
+        intended=(data.test.labels_of(aimed) + 1) % 3,
+        notes={"name": "somebody's attack"},
+    )
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    rows=st.lists(st.integers(0, 29), min_size=1, max_size=8, unique=True),
+    targets=st.lists(st.integers(0, 11), min_size=1, max_size=3, unique=True),
+)
+def test_what_it_carries_comes_back(
+    data: Reference, tmp_path_factory: pytest.TempPathFactory, rows: list[int], targets: list[int]
+) -> None:
+    parcel, path = parcel_of(data, rows, targets), tmp_path_factory.mktemp("out")
+    Artefact().write(parcel, path, data)
+    assert Artefact().recognises(path)
+    back = Artefact().read(path, data)
+    order = parcel.order()
+    for name in Artefact.carries:
+        was, now = getattr(parcel, name), getattr(back, name)
+        assert torch.equal(now, was[order] if name in ("images", "labels", "rows", "base") else was), name
+    assert back.notes["origin"] == {"name": "somebody's attack"}
+    assert {finding.standing for finding in verify(back, data)} <= {"holds", "unknown"}
+
+
+def test_pictures_show_the_images(data: Reference, tmp_path: Path) -> None:
+    parcel = parcel_of(data, [7, 2], [0])
+    files = Artefact(pictures=True).write(parcel, tmp_path / "out", data)
+    assert {file.name for file in files} == {"manifest.json", "poison.safetensors", "2.png", "7.png"}
+    seen = np.asarray(Image.open(tmp_path / "out" / "images" / "7.png"))
+    assert np.array_equal(seen, parcel.images[0].permute(1, 2, 0).numpy())
+
+
+def test_other_data_are_refused(data: Reference, tmp_path: Path) -> None:
+    Artefact().write(parcel_of(data, [1], [0]), tmp_path / "out", data)
+    touched = data.train.images.clone()
+    touched[29, 0, 0, 0] ^= 1
+    other = Reference(dataclasses.replace(data.train, images=touched), data.test)
+    with pytest.raises(ValueError, match=r"is of data with the fingerprint \w+, but the training set has \w+: other"):
+        Artefact().read(tmp_path / "out", other)
+
+
+def test_a_class_that_the_data_do_not_have_is_named(data: Reference, tmp_path: Path) -> None:
+    Artefact().write(parcel_of(data, [1], [0]), tmp_path / "out", data)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    del manifest["seal"]
+    manifest["case"]["intended"] = ["dodo"]
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="class 'dodo' of the case is none of the data's: ant, bee, cat"):
+        Artefact().read(tmp_path / "out", data)
+
+
+def test_what_is_there_is_not_written_over(data: Reference, tmp_path: Path) -> None:
+    (tmp_path / "note").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists already; name a new folder"):
+        Artefact().write(parcel_of(data, [1], [0]), tmp_path, data)
+    assert [file.name for file in tmp_path.iterdir()] == ["note"]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    name=st.sampled_from(["manifest.json", "poison.safetensors"]),
+    noise=st.binary(max_size=80),
+    place=st.integers(0, 400),
+)
+def test_damaged_files_end_in_a_value_error(
+    data: Reference, tmp_path_factory: pytest.TempPathFactory, name: str, noise: bytes, place: int
+) -> None:
+    path = tmp_path_factory.mktemp("out")
+    Artefact().write(parcel_of(data, [1, 4], [0]), path, data)
+    content = (path / name).read_bytes()
+    (path / name).write_bytes(content[:place] + noise)
+    with pytest.raises(ValueError, match=r".+"):
+        Artefact().read(path, data)
+
+
+def test_missing_parts_are_named(data: Reference, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing at"):
+        Artefact().read(tmp_path / "nowhere", data)
+    Artefact().write(parcel_of(data, [1], [0]), tmp_path / "out", data)
+    (tmp_path / "out" / "poison.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"has no poison\.safetensors"):
+        Artefact().read(tmp_path / "out", data)
