@@ -86,9 +86,10 @@ def countered() -> list[mi.Trial]:
 
 
 def identities() -> list[mi.Trial]:
-    """Returns two methods on 200 classes with 20 images each (`studies.exemplars`); half an hour."""
+    """Returns two methods at two strengths on 200 classes with 20 images each (`studies.exemplars`); 10 minutes."""
     methods = (mi.SecureRelease(steps=STEPS), mi.AdversarialRelease(steps=STEPS))
-    return plan_audit(_panels(methods, fast_recipe(small_recipe())), mi.TorchDataset("studies.exemplars:views"))
+    panels = [panel for eps in (EPS, 2 * EPS) for panel in _panels(methods, fast_recipe(small_recipe()), eps=eps)]
+    return plan_audit(panels, mi.TorchDataset("studies.exemplars:views"))
 
 
 def _panels(

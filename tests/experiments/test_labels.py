@@ -68,6 +68,25 @@ def test_surrogates_of_one_model_are_told_apart_by_their_settings():
     ]
 
 
+def test_of_choices_inside_choices_only_what_differs_is_told():
+    patch = {"type": "patch-trigger", "share": 0.25, "corner": "top-left"}
+    attacks = [
+        {"type": "badnets", "trigger": patch, "clean_label": False},
+        {"type": "badnets", "trigger": patch | {"share": 0.5}, "clean_label": True},
+        {"type": "badnets", "trigger": {"type": "warp-trigger", "grid": 4}, "clean_label": False},
+    ]
+    trials = [trial("badnets", TARGETED) | {"attack": attack} for attack in attacks]
+    assert [Labels.of(trials).attack(made) for made in trials] == [
+        "badnets (trigger=patch-trigger:share=0.25)",
+        "badnets (trigger=patch-trigger:share=0.5, clean_label)",
+        "badnets (trigger=warp-trigger)",
+    ]
+    assert [Labels.of(trials[:1] + trials[2:]).attack(made) for made in trials[::2]] == [
+        "badnets (trigger=patch-trigger)",
+        "badnets (trigger=warp-trigger)",
+    ]
+
+
 @pytest.mark.parametrize(
     ("data", "name"),
     [

@@ -17,13 +17,15 @@ _PARTS = ("learner", "surrogate")
 class Labels:
     """Short names of the choices in a study: the name alone, with settings only where two variants of it meet.
 
+    Of a setting that is itself a choice, only what differs is told; what is switched off is not mentioned.
+
     >>> trials = [{"attack": {"type": "badnets", "size": 2}}, {"attack": {"type": "badnets", "size": 3}}]
     >>> Labels.of(trials).attack(trials[1])
     'badnets (size=3)'
     """
 
     varying: dict[str, frozenset[str]]
-    """By type (learners: by scenario and model): the settings that differ between cells."""
+    """By type (learners: by scenario and model; inside of settings: with their path): what differs between cells."""
 
     @classmethod
     def of(cls, trials: Sequence[Settings]) -> Labels:
@@ -31,9 +33,12 @@ class Labels:
         choices = [(c["type"], c) for t in trials for c in (t["attack"], *(t.get("defenses") or ()))]
         choices += [(_learner_kind(t, part), _merged(t[part])) for t in trials for part in _PARTS if t.get(part)]
         seen: dict[str, dict[str, set[str]]] = {}
-        for kind, choice in choices:
+        while choices:
+            kind, choice = choices.pop()
             for key, value in choice.items():
                 seen.setdefault(kind, {}).setdefault(key, set()).add(str(value))
+                if _is_choice(value):
+                    choices.append((_inside(kind, key, value), value))
         return cls({kind: frozenset(k for k, v in keys.items() if len(v) > 1) for kind, keys in seen.items()})
 
     def attack(self, trial: Settings) -> str:
@@ -72,9 +77,30 @@ class Labels:
         return choice["type"] + self._suffix(choice, choice["type"])
 
     def _suffix(self, choice: Settings, kind: str) -> str:
-        keys = self.varying.get(kind, frozenset())
-        parts = [f"{key}={setting(choice[key])}" for key in choice if key in keys]
+        parts = self._parts(choice, kind)
         return f" ({', '.join(parts)})" if parts else ""
+
+    def _parts(self, choice: Settings, kind: str) -> list[str]:
+        """The settings that differ, as text; switches by name where they are on."""
+        keys = self.varying.get(kind, frozenset())
+        told = {key: self._told(value, _inside(kind, key, value)) for key, value in choice.items() if key in keys}
+        return [
+            key if choice[key] is True else f"{key}={text}" for key, text in told.items() if choice[key] is not False
+        ]
+
+    def _told(self, value: Any, kind: str) -> str:
+        if not _is_choice(value):
+            return setting(value)
+        return ":".join(filter(None, (value["type"], ",".join(self._parts(value, kind)))))
+
+
+def _is_choice(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("type"), str)
+
+
+def _inside(kind: str, key: str, value: Any) -> str:
+    """The kind of a setting that is itself a choice."""
+    return f"{kind}/{key}={value['type']}" if _is_choice(value) else kind
 
 
 def _learner_kind(trial: Settings, part: str) -> str:
