@@ -82,7 +82,8 @@ FROM_NUMBERS = (
     ),
     Kind(
         "loud-control",
-        "Its targets lie near a class boundary, or the model is weak: they move without any attack.",
+        "Its targets lie near a class boundary, or the model is weak; or labels are changed, and any mark on the "
+        "images does as a trigger. What a control moves needs no attack.",
         "Compare attacks with this rate, not with 0.",
     ),
     Kind(
@@ -269,14 +270,14 @@ def _few(rows: Sequence[Row]) -> list[str]:
 def _few_for_many(rows: Sequence[Row]) -> list[str]:
     """Cells whose perfect success passes a single test, but not the strictest step of Holm's correction."""
     tested = [(row, row.against) for row in _attacks(rows) if row.against and row.against.exact]
-    few = _by_attack(
-        row for row, other in tested if fewest_pairs() <= other.paired.pairs < fewest_pairs(other.comparisons)
-    )
+    few: dict[int, dict[str, list[Row]]] = {}
+    for row, other in tested:
+        if fewest_pairs() <= other.paired.pairs < fewest_pairs(other.comparisons):
+            few.setdefault(other.comparisons, {}).setdefault(row.attack, []).append(row)
     return [
-        f"With {versus.comparisons} settings compared, {fewest_pairs(versus.comparisons)} paired cases are the fewest "
-        f"that show a perfect success on its own: too few for {name}{_with(found)}."
-        for name, found in few.items()
-        if (versus := found[0].against)
+        f"With {settings} settings compared, {fewest_pairs(settings)} paired cases are the fewest that show a perfect "
+        f"success on its own: too few for {'; '.join(name + _with(rows) for name, rows in found.items())}."
+        for settings, found in few.items()
     ]
 
 

@@ -113,22 +113,23 @@ def forest(rows: Sequence[Row], name: str) -> list[str]:
 
 def _forest(attacks: Sequence[Row], width: int, name: str) -> str:
     narrow = width == NARROW
+    named = [_named(row) for row in attacks]
     lines: list[tuple[float, Row]] = []
     y = 0.0
-    step, lead = (62.0, 24.0) if narrow else (46.0, 0.0)
+    step, lead = (75.0, 37.0) if narrow else (46.0, 0.0)
     for row in attacks:
         lines.append((y + lead, row))
         y += step + 9 * (len(_controls(row)) - 2)
-    axes, figure = axes_of(width, y + 46, left=12 if narrow else 236, right=14 if narrow else 96)
-    for top, row in lines:
-        defense = "no defence" if row.defense == "none" else f"with {row.defense}"
-        adaptive = ", adaptive" if row.adaptive else ""
+    margin = min(400.0, max(236.0, *(max(7.5 * len(first), 5.8 * len(second)) + 20 for first, second in named)))
+    axes, figure = axes_of(width, y + 46, left=12 if narrow else margin, right=14 if narrow else 96)
+    for (top, row), (first, second) in zip(lines, named, strict=True):
         if narrow:
-            label(axes, 0, top - 13, f"{row.attack}, {defense}{adaptive}", "left", size=11)
-            label(axes, 100, top - 13, words.counted(row.success), "right", size=10, color=FAINT)
+            label(axes, 0, top - 27, first, "left", size=11, weight="bold")
+            label(axes, 0, top - 13, second, "left", size=10, color=FAINT)
+            label(axes, 100, top - 27, words.counted(row.success), "right", size=10, color=FAINT)
         else:
-            label(axes, 0, top, row.attack, "margin", weight="bold")
-            label(axes, 0, top + 15, f"{defense}{adaptive}", "margin", size=10.5, color=FAINT)
+            label(axes, 0, top, first, "margin", weight="bold")
+            label(axes, 0, top + 15, second, "margin", size=10.5, color=FAINT)
             label(axes, 104, top, words.counted(row.success), "left", size=11)
         _interval(axes, top, row.success, ATTACK, "o", filled=True)
         for i, control in enumerate(_controls(row)):
@@ -138,6 +139,13 @@ def _forest(attacks: Sequence[Row], width: int, name: str) -> str:
     axes.set_ylim(y - 8 if not narrow else y - 14, -16)
     axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
     return svg(figure, name, f"Success with 95 % intervals: {_read_out(attacks)}")
+
+
+def _named(row: Row) -> tuple[str, str]:
+    """The attack, and below it what tells it apart: its settings and the defence."""
+    name, _, settings = row.attack.partition(" (")
+    defense = "no defence" if row.defense == "none" else f"with {row.defense}"
+    return name, ", ".join(filter(None, (settings.removesuffix(")"), defense, "adaptive" if row.adaptive else "")))
 
 
 def _controls(row: Row) -> list[Any]:
