@@ -15,9 +15,11 @@ A model is named by text, so that a recipe can be stored and typed:
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Sequence
-from typing import get_args
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +82,10 @@ def build(spec: str | Callable[..., nn.Module], classes: int, shape: Shape, seed
         if not isinstance(module, nn.Module):
             raise TypeError(f"model {name} returned {type(module).__name__}; it must return a torch.nn.Module")
         check_logits(f"model {name}", module, classes, shape, _advice(name, classes))
+        if not isinstance(spec, str) or spec.partition(":")[0] not in MODELS:
+            as_stored = copy.deepcopy(module).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            if not _takes_channels_last(as_stored, torch.zeros(2, *shape)):
+                _keep_in_order(module)
     return module
 
 
@@ -215,7 +221,7 @@ def _wanted(name: str, make: Callable[..., nn.Module], classes: int, offered: di
 
 
 def check_logits(what: str, module: nn.Module, classes: int, shape: Shape, advice: str) -> None:
-    """Makes one forward pass in eval mode on black images; leaves modes and buffers as they were.
+    """Makes a forward pass in eval mode on black images and settles the layout; modes and buffers stay as they were.
 
     Args:
         what: The module, in words.
@@ -227,23 +233,77 @@ def check_logits(what: str, module: nn.Module, classes: int, shape: Shape, advic
     Raises:
         ValueError: It fails, or returns something else.
     """
-    modes = [(part, part.training) for part in module.modules()]
     like = next(module.parameters(), torch.zeros(()))
     images = torch.zeros(2, *shape, device=like.device, dtype=like.dtype)
     try:
-        with torch.no_grad():
-            logits = module.eval()(images)
+        with _looking_at(module):
+            logits = module(images)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         raise ValueError(
             f"{what} fails on images of shape {list(images.shape)}: {error}; it must map images [B, C, H, W] to logits "
             f"[B, K] for this size: {advice}"
         ) from error
-    finally:
-        for part, mode in modes:
-            part.training = mode
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
         seen = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"{what} maps images {list(images.shape)} to {seen}; expected logits [2, {classes}], one per class: "
             f"{advice}"
         )
+    settle_layout(module, images)
+
+
+def settle_layout(module: nn.Module, images: Tensor) -> None:
+    """Sees to it that a module can take images [B, C, H, W] stored channels last, as all images here are.
+
+    One that calls `view` cannot, and gets a hook that brings its images into their usual order.
+
+    >>> settle_layout(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(2, 1, 2, 2))
+    """
+    if not _takes_channels_last(module, images):
+        _keep_in_order(module)
+
+
+@contextmanager
+def _looking_at(module: nn.Module) -> Iterator[None]:
+    """A context without gradients in which a module is in eval mode; each part goes back to its own afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        with torch.no_grad():
+            module.eval()
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def takes_channels_last(module: nn.Module) -> bool:
+    """Whether a module that was built or checked here takes images and weights that are stored channels last.
+
+    >>> takes_channels_last(build("convnet:width=8", 3, (1, 8, 8), seed=0))
+    True
+    """
+    return all(_in_order not in part._forward_pre_hooks.values() for part in module.modules())
+
+
+def _takes_channels_last(module: nn.Module, images: Tensor) -> bool:
+    try:
+        with _looking_at(module):
+            module(images.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:  # of `view`
+        return False
+    return True
+
+
+def _keep_in_order(module: nn.Module) -> None:
+    if takes_channels_last(module):
+        module.register_forward_pre_hook(_in_order)
+
+
+def _in_order(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(_restored(one) if isinstance(one, Tensor) and one.ndim == 4 else one for one in given)
+
+
+def _restored(images: Tensor) -> Tensor:
+    """Images [B, C, H, W] stored in that order; of one channel, `contiguous` would leave the strides of the other."""
+    last = images.stride(1) < images.stride(2)
+    return images.clone(memory_format=torch.contiguous_format) if last else images.contiguous()

@@ -207,7 +207,10 @@ class Recipe(Learner):
         module = Classifier(network, self._normalization(data), bf16=is_bf16(self.precision, data.device))
         if self.start_from is not None:
             load_weights(module, self.start_from, fresh_head=self.fresh_head or self.trainable == "head")
-        return module.to(data.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        module = module.to(data.device)
+        if models.takes_channels_last(network):
+            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return module
 
     def _normalization(self, data: ImageData) -> nn.Module:
         if self.normalize == "none":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mithridate.core import models
 from mithridate.core.augmentation import transformed
 from mithridate.core.batch import Batch, BatchTransform
 from mithridate.core.batchnorm import watching_statistics
@@ -71,6 +72,7 @@ class Client:
             raise ValueError(f"the client shares {self.batch} images, but got {len(images)} and {len(labels)} labels")
         like = next(model.parameters())
         images, labels = images.to(like), labels.to(like.device)
+        models.settle_layout(model, images)
         classes = _classes(model, images)
         targets = F.one_hot(labels, classes).to(like.dtype)
         mixing = None if self.mixing is None else _matrix(self.mixing, model, len(images), seed).to(like)
