@@ -24,7 +24,7 @@ from mithridate.core.progress import track
 from mithridate.core.seeds import stream
 from mithridate.core.training import Learner
 from mithridate.core.transforms import transformed
-from mithridate.core.updates import Update
+from mithridate.core.updates import SignedAdam, Update
 from mithridate.poisoning.attack import Attack, expect_goal
 from mithridate.poisoning.goals import Availability
 from mithridate.poisoning.poison import Poison
@@ -100,6 +100,71 @@ class Release(Attack, ABC):
         values = torch.cat([one.value.flatten() for one in found])
         notes = {} if bool(values.isnan().any()) else {"objective": float(values.mean())}
         return Poison(rows, torch.cat([one.images for one in found]), notes=notes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientRelease(Release):
+    """Release that lowers a function of the training gradient of each batch, at the weights of clean models.
+
+    What makes one is that function.
+    """
+
+    label: ClassVar[str]
+    """What a progress bar says."""
+
+    steps: int = 100
+    """Signed-Adam steps of each restart."""
+    restarts: int = 1
+    """Independent starts; of each batch the one with the lowest objective on its 8-bit pixels wins."""
+    surrogates: int = 1
+    """Clean models that stand in for the victim; their objectives are averaged."""
+    batch: int = 512
+    """Images whose gradient is taken together; more than 512 only where a chunk holds more."""
+    step: float = 0.8
+    """First step as a share of the largest change of a pixel; falls by 10 at 3/8, 5/8 and 7/8 of the steps."""
+    augment: bool = True
+    """Whether images go through the victim's augmentation while they are crafted."""
+    precision: Precision = "auto"
+    """Number format of the double backward pass; auto: bf16 where the machine computes it faster."""
+
+    @abstractmethod
+    def judge(self, model: nn.Module, images: Tensor, labels: Tensor) -> Judge:
+        """Returns the function of the gradient that is lowered.
+
+        Args:
+            model: In eval mode.
+            images: [B, C, H, W], the clean images of the batch.
+            labels: [B] int64.
+        """
+
+    def prepare(self, train: ImageData, ball: Ball, surrogate: Learner, seed: int) -> Perturber:
+        models = surrogate.fit([train] * self.surrogates, range(self.surrogates)).models
+        transforms, classes = augmentation(surrogate, self.augment), len(train.classes)
+
+        def objective_of(images: Tensor, labels: Tensor) -> Objective:
+            parts, known = -(-len(images) // self.batch), F.one_hot(labels, classes).float()
+            batches = list(zip(dealt(images, parts), dealt(labels, parts), strict=True))
+            return average(
+                [
+                    judging_gradients(
+                        model,
+                        [self.judge(model, *batch) for batch in batches],
+                        known,
+                        transforms=transforms,
+                        precision=self.precision,
+                    )
+                    for model in models
+                ]
+            )
+
+        return searching(
+            objective_of,
+            ball,
+            steps=self.steps,
+            restarts=self.restarts,
+            update=SignedAdam(lr=self.step * reach(ball, train.shape)),
+            label=self.label,
+        )
 
 
 def searching(

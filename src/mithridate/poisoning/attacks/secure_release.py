@@ -4,35 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mithridate.core.balls import Ball
-from mithridate.core.classifier import Precision
-from mithridate.core.data import ImageData
 from mithridate.core.ensemble import in_mode
 from mithridate.core.gradient_rules import trainable
 from mithridate.core.gradients import cosine_slope
-from mithridate.core.perturbation import Objective, average
 from mithridate.core.states import EVALUATION_BATCH
-from mithridate.core.training import Learner
-from mithridate.core.updates import SignedAdam
-from mithridate.poisoning.release import (
-    Judge,
-    Perturber,
-    Release,
-    augmentation,
-    dealt,
-    judging_gradients,
-    reach,
-    searching,
-)
+from mithridate.poisoning.release import GradientRelease, Judge
 
 
 @dataclass(frozen=True, kw_only=True)
-class SecureRelease(Release):
+class SecureRelease(GradientRelease):
     """Align the training gradient of each batch with one that makes the clean batch come out wrong.
 
     That one is of the reverse cross-entropy, -log(1 - p), where p is the probability of the true class. Models are
@@ -48,50 +33,10 @@ class SecureRelease(Release):
     512
     """
 
-    steps: int = 100
-    """Signed-Adam steps of each restart."""
-    restarts: int = 1
-    """Independent starts; of each batch the one with the lowest objective on its 8-bit pixels wins."""
-    surrogates: int = 1
-    """Clean models that stand in for the victim; their objectives are averaged."""
-    batch: int = 512
-    """Images whose gradient is matched together; more than 512 only where a chunk holds more."""
-    step: float = 0.8
-    """First step as a share of the largest change of a pixel; falls by 10 at 3/8, 5/8 and 7/8 of the steps."""
-    augment: bool = True
-    """Whether images go through the victim's augmentation while they are crafted."""
-    precision: Precision = "auto"
-    """Number format of the double backward pass; auto: bf16 where the machine computes it faster."""
+    label: ClassVar[str] = "gradient alignment"
 
-    def prepare(self, train: ImageData, ball: Ball, surrogate: Learner, seed: int) -> Perturber:
-        models = surrogate.fit([train] * self.surrogates, range(self.surrogates)).models
-        transforms, classes = augmentation(surrogate, self.augment), len(train.classes)
-
-        def objective_of(images: Tensor, labels: Tensor) -> Objective:
-            parts = -(-len(images) // self.batch)
-            pairs = list(zip(dealt(images, parts), dealt(labels, parts), strict=True))
-            known = F.one_hot(labels, classes).float()
-            return average(
-                [
-                    judging_gradients(
-                        model,
-                        [aligned(wrongness(model, *pair)) for pair in pairs],
-                        known,
-                        transforms=transforms,
-                        precision=self.precision,
-                    )
-                    for model in models
-                ]
-            )
-
-        return searching(
-            objective_of,
-            ball,
-            steps=self.steps,
-            restarts=self.restarts,
-            update=SignedAdam(lr=self.step * reach(ball, train.shape)),
-            label="gradient alignment",
-        )
+    def judge(self, model: nn.Module, images: Tensor, labels: Tensor) -> Judge:
+        return aligned(wrongness(model, images, labels))
 
 
 def reverse_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

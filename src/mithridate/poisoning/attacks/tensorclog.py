@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from mithridate.core.balls import Ball
-from mithridate.core.classifier import Precision
-from mithridate.core.data import ImageData
-from mithridate.core.perturbation import Objective, average
-from mithridate.core.training import Learner
-from mithridate.core.updates import SignedAdam
-from mithridate.poisoning.release import Perturber, Release, augmentation, judging_gradients, reach, searching
+from mithridate.poisoning.release import GradientRelease, Judge
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorClog(Release):
+class TensorClog(GradientRelease):
     """Make the training gradient of each batch as short as possible, at the weights of a clean model.
 
     Weak against victims that train from scratch: what is small at the end of one training says little of another's
@@ -33,42 +27,10 @@ class TensorClog(Release):
     1
     """
 
-    steps: int = 100
-    """Signed-Adam steps of each restart."""
-    restarts: int = 1
-    """Independent starts; of each batch the one with the shortest gradient on its 8-bit pixels wins."""
-    surrogates: int = 1
-    """Clean models whose gradients are shortened; the lengths are averaged."""
-    batch: int = 512
-    """Images whose mean gradient is shortened; more than 512 only where a chunk holds more."""
-    step: float = 0.8
-    """First step as a share of the largest change of a pixel; falls by 10 at 3/8, 5/8 and 7/8 of the steps."""
-    augment: bool = True
-    """Whether images go through the victim's augmentation while they are crafted."""
-    precision: Precision = "auto"
-    """Number format of the double backward pass; auto: bf16 where the machine computes it faster."""
+    label: ClassVar[str] = "shortening gradients"
 
-    def prepare(self, train: ImageData, ball: Ball, surrogate: Learner, seed: int) -> Perturber:
-        models = surrogate.fit([train] * self.surrogates, range(self.surrogates)).models
-        transforms, classes = augmentation(surrogate, self.augment), len(train.classes)
-
-        def objective_of(images: Tensor, labels: Tensor) -> Objective:
-            judges, known = [length] * -(-len(images) // self.batch), F.one_hot(labels, classes).float()
-            return average(
-                [
-                    judging_gradients(model, judges, known, transforms=transforms, precision=self.precision)
-                    for model in models
-                ]
-            )
-
-        return searching(
-            objective_of,
-            ball,
-            steps=self.steps,
-            restarts=self.restarts,
-            update=SignedAdam(lr=self.step * reach(ball, train.shape)),
-            label="shortening gradients",
-        )
+    def judge(self, model: nn.Module, images: Tensor, labels: Tensor) -> Judge:
+        return length
 
 
 def length(gradient: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
