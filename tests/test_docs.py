@@ -56,6 +56,14 @@ def test_the_example_defence_adds_its_transform(
     assert len(learner.fit([digits[0]], [0]).models) == 1
 
 
+def test_the_example_of_other_toolkits_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("art", reason="the Adversarial Robustness Toolbox is not installed (extra judges)")
+    module = example("other-toolkits.md", tmp_path, monkeypatch)
+    assert torch.equal(module.again.images, module.train.images)
+    task = mi.ThreatModel(budget=0.02).draw(module.train, module.test, seed=0)
+    task.check(module.attack.craft(task, module.recipe, seed=0))
+
+
 @pytest.mark.parametrize(
     "family", [mi.Attack, mi.Defense, mi.Inversion, mi.LeakDefense], ids=lambda family: family.__name__
 )

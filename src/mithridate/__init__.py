@@ -16,6 +16,15 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # X as X: this package exports it
+    from mithridate.core.adapters import (
+        art_classifier as art_classifier,
+        auto_attack_model as auto_attack_model,
+        foolbox_model as foolbox_model,
+        from_hugging_face as from_hugging_face,
+        from_loader as from_loader,
+        to_hugging_face as to_hugging_face,
+        to_loader as to_loader,
+    )
     from mithridate.core.balls import L2 as L2, AnyImage as AnyImage, Ball as Ball, Linf as Linf, Patch as Patch
     from mithridate.core.data import ImageData as ImageData
     from mithridate.core.ensemble import Ensemble as Ensemble
@@ -68,6 +77,11 @@ if TYPE_CHECKING:  # X as X: this package exports it
     from mithridate.inversion.defenses.sparsify import Sparsify as Sparsify
     from mithridate.inversion.leak import Leak as Leak
     from mithridate.inversion.sharing import Gradient as Gradient, Update as Update
+    from mithridate.poisoning.art import (
+        ArtAttack as ArtAttack,
+        ArtCase as ArtCase,
+        FunctionTrigger as FunctionTrigger,
+    )
     from mithridate.poisoning.attack import Attack as Attack
     from mithridate.poisoning.attacks.adversarial_release import AdversarialRelease as AdversarialRelease
     from mithridate.poisoning.attacks.badnets import BadNets as BadNets
@@ -127,6 +141,15 @@ if TYPE_CHECKING:  # X as X: this package exports it
 
 # Where each public name lives. The block above says the same to type checkers; tests/test_package.py compares the two.
 _HOME = {
+    "core.adapters": (
+        "art_classifier",
+        "auto_attack_model",
+        "foolbox_model",
+        "from_hugging_face",
+        "from_loader",
+        "to_hugging_face",
+        "to_loader",
+    ),
     "core.balls": ("AnyImage", "Ball", "L2", "Linf", "Patch"),
     "core.data": ("ImageData",),
     "core.ensemble": ("Ensemble",),
@@ -173,6 +196,7 @@ _HOME = {
         "Gradient",
         "Update",
     ),
+    "poisoning.art": ("ArtAttack", "ArtCase", "FunctionTrigger"),
     "poisoning.attack": ("Attack",),
     "poisoning.attacks.adversarial_release": ("AdversarialRelease",),
     "poisoning.attacks.badnets": ("BadNets",),

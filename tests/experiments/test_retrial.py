@@ -7,13 +7,17 @@ import dataclasses
 import pytest
 import torch
 
+from mithridate.core.balls import Patch
 from mithridate.core.data import ImageData
 from mithridate.core.seeds import derive
 from mithridate.core.sources import Digits
 from mithridate.core.training import Recipe
 from mithridate.experiments.protection import Check
 from mithridate.experiments.retrial import Retrial, retrain
+from mithridate.poisoning.attacks.badnets import BadNets
 from mithridate.poisoning.exchange.parcel import Parcel, Reference
+from mithridate.poisoning.goals import Backdoor
+from mithridate.poisoning.threat import ThreatModel
 
 LEARNER = Recipe(model="mlp:width=32", epochs=8, batch_size=32, transforms=())
 
@@ -80,6 +84,27 @@ def test_a_patch_is_put_on_the_targets(data: Reference) -> None:
     assert isinstance(plain, Retrial)
     assert marked.poisoned.successes == 3
     assert plain.poisoned.successes == 0
+
+
+def test_the_trigger_of_a_backdoor_is_on_the_test_images(data: Reference) -> None:
+    threat = ThreatModel(budget=0.1, goal=Backdoor(), ball=Patch(area=0.1), relabel=True, poison_class="any")
+    task = threat.draw(data.train, data.test, seed=0)
+    poison = BadNets().craft(task, LEARNER, seed=0)
+    parcel = Parcel(
+        poison.images,
+        poison.labels,
+        poison.rows,
+        target_rows=task.target_rows,
+        intended=task.intended,
+        trigger=poison.trigger,
+    )
+    marked, plain = (
+        retrain(one, data, LEARNER, models=2) for one in (parcel, dataclasses.replace(parcel, trigger=None))
+    )
+    assert isinstance(marked, Retrial)
+    assert isinstance(plain, Retrial)
+    assert marked.poisoned.share > 0.8
+    assert plain.poisoned.share < 0.1
 
 
 def test_without_targets_accuracy_is_compared(data: Reference) -> None:

@@ -54,10 +54,10 @@ def list_hub(
     if test is None:
         there = (split for split in TEST_NAMES if split in splits and split != train)
         test = next((split for split in there if _has_labels(splits[split], label)), None)
-    listing = _list_split(splits[train], f"hub:{name} {train}", image, label, None)
+    listing = list_dataset(splits[train], f"hub:{name} {train}", image, label, None)
     if test is None:
         return listing, None
-    return listing, _list_split(splits[test], f"hub:{name} {test}", image, label, listing.classes)
+    return listing, list_dataset(splits[test], f"hub:{name} {test}", image, label, listing.classes)
 
 
 def open_split(
@@ -141,9 +141,14 @@ def _arrow(dataset: Any, column: str) -> Any:
     return dataset.select_columns([column]).with_format("arrow")[:].column(column)
 
 
-def _list_split(
-    dataset: Any, where: str, image: str | None, label: str | None, classes: tuple[str, ...] | None
+def list_dataset(
+    dataset: Any, where: str, image: str | None, label: str | None, classes: tuple[str, ...] | None = None
 ) -> Listing:
+    """Lists one split, a `datasets.Dataset`; columns are found as in `list_hub`.
+
+    Raises:
+        ValueError: No such column, labels that are no classes, or other classes than the ones given.
+    """
     image = _column(dataset, where, "image", image, IMAGE_COLUMNS, "Image")
     label = _column(dataset, where, "label", label, LABEL_COLUMNS, "ClassLabel")
     labels = class_numbers(where, label, _arrow(dataset, label).combine_chunks())

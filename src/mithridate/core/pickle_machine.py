@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pickletools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 from mithridate.core.stand_ins import Allowed, Named, StandIn, Storage, is_storage
 
 _WHOLE = 2**63
-_PLAIN = (type(None), bool, int, float, str, bytes, bytearray)
-_KEYS = (type(None), bool, int, float, str)
+_KEYS = frozenset({type(None), bool, int, float, str})
+_PLAIN = _KEYS | {bytes, bytearray}
 _PARTS = 8
 """Of what a stand-in is made at most."""
 
@@ -61,21 +61,28 @@ class Source:
 
 
 class Machine:
-    """Follows the instructions of one pickle."""
+    """Follows the instructions of one pickle; `load` gives values of tensors, pickles in pickles share `steps`."""
 
     def __init__(
-        self, source: Source, allowed: Allowed, limits: Limits, load: Callable[[str], bytes] | None = None
+        self,
+        source: Source,
+        allowed: Allowed,
+        limits: Limits,
+        load: Callable[[str], bytes] | None = None,
+        steps: Iterator[int] | None = None,
     ) -> None:
         self.source, self.allowed, self.limits, self.load = source, allowed, limits, load
+        self.steps = iter(range(limits.operations)) if steps is None else steps
         self.budget = 4 * source.size + 2**16
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memory: dict[int, Any] = {}
+        self.named: dict[tuple[str, str], Named] = {}
         self.storages: dict[str, Storage] = {}
 
     def run(self) -> Any:
         """Returns what the pickle makes, stand-ins still in it."""
-        for _ in range(self.limits.operations):
+        for _ in self.steps:
             code = self.source.read(1)
             if code == b".":
                 if len(self.stack) != 1 or self.below:
@@ -135,13 +142,15 @@ class Machine:
 
     def get(self, index: int) -> None:
         if index not in self.memory:
-            raise ValueError(f"recalls part {index}, which it did not keep")
+            raise ValueError(f"recalls part {str(index)[:20]}, which it did not keep")
         self.stack.append(self.memory[index])
 
     def put(self, index: int | None) -> None:
         index = len(self.memory) if index is None else index
         if not 0 <= index <= self.limits.operations:
-            raise ValueError(f"keeps a part under the number {index}; expected 0 to {self.limits.operations:,}")
+            raise ValueError(
+                f"keeps a part under the number {str(index)[:20]}; expected 0 to {self.limits.operations:,}"
+            )
         if not self.stack:
             raise ValueError("keeps a part that is not there; it is damaged")
         self.memory[index] = self.stack[-1]
@@ -154,7 +163,9 @@ class Machine:
                 f"asks for {f'{module}.{name}'[:100]!r} when it is loaded; files of this format have no need of it, so "
                 "it may be an attack on who loads it"
             )
-        self.stack.append(Named(module, name, self.allowed[module, name]))
+        if (module, name) not in self.named:
+            self.named[module, name] = Named(module, name, self.allowed[module, name])
+        self.stack.append(self.named[module, name])
 
     def handle(self, parts: Any) -> None:
         """Counts the bytes that stand-ins are given: the same ones can be named again and again."""
@@ -306,14 +317,16 @@ def _leaf(node: Any) -> Any:
 
 
 def _rebuilt(node: Any, done: dict[int, _Made], limits: Limits) -> _Made:
-    children = list(node.values()) if isinstance(node, dict) else node
-    found = [_Made(child) if type(child) in _PLAIN else done[id(child)] for child in children]
-    count, height = 1 + sum(made.count for made in found), 1 + max((made.height for made in found), default=0)
+    values = list(node.values() if isinstance(node, dict) else node)
+    count, height = 1 + len(values), 1
+    for place, child in enumerate(values):
+        if type(child) not in _PLAIN:
+            made = done[id(child)]
+            values[place], count, height = made.value, count + made.count - 1, max(height, made.height + 1)
     if count > limits.values:
         raise ValueError(f"holds more than {limits.values:,} values, each counted as often as it is named")
     if height > limits.depth:
         raise ValueError(f"is nested more than {limits.depth} deep")
-    values = [made.value for made in found]
     if isinstance(node, dict):
         return _Made(dict(zip(node, values, strict=True)), count, height)
     return _Made(tuple(values) if isinstance(node, tuple) else values, count, height)

@@ -117,16 +117,13 @@ def read_limited(path: Path, limit: int) -> bytes:
         FileNotFoundError: nothing there.
         ValueError: a folder, a pipe or a device, or a file that is larger.
     """
-    check_file(path, limit)
+    size = check_file(path, limit)
     with refusing(path), path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"{path} has more than {limit:,} bytes, the most that is read")
-    return data
+        return file.read(size)
 
 
-def check_file(path: Path, limit: int) -> None:
-    """Checks that this is an ordinary file of at most `limit` bytes.
+def check_file(path: Path, limit: int) -> int:
+    """Returns the size of an ordinary file of at most `limit` bytes.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -138,6 +135,7 @@ def check_file(path: Path, limit: int) -> None:
         raise ValueError(f"{path} is no ordinary file")
     if found.st_size > limit:
         raise ValueError(f"{path} has {found.st_size:,} bytes; at most {limit:,} are read")
+    return found.st_size
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from typing import Any, ClassVar, TypeVar
 
 import cattrs
 
+from mithridate.core.distrust import check_import
 from mithridate.core.spelling import nearest as nearest, split as _split, spoken
 
 SCHEMA = 1
@@ -47,6 +48,8 @@ class Choice:
 
     home: ClassVar[str] = ""
     """Module, or package with one file per member, where the members live; empty: the family's own module."""
+    listed: ClassVar[bool] = True
+    """Whether a class is offered by name; one that needs a function of the user's is written `module:Class` instead."""
 
 
 def _import_home(base: type) -> str:
@@ -64,7 +67,7 @@ def _family(base: type[T]) -> collections.abc.Iterator[type[T]]:
 
 
 def _in_package(cls: type) -> bool:
-    return cls.__module__.split(".")[0] == __name__.split(".")[0]
+    return cls.__module__.split(".")[0] == __name__.split(".")[0] and getattr(cls, "listed", True)
 
 
 def _is_member(cls: type) -> bool:
@@ -114,6 +117,7 @@ def resolve(text: str) -> Any:
     module_name, _, attribute = text.partition(":")
     if not module_name or not attribute:
         raise ValueError(f"{text!r} names nothing to import; write package.module:name")
+    check_import(text)
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -205,7 +209,7 @@ def identity(value: Any) -> str:
 def _number(value: Any, kind: type) -> Any:
     if isinstance(value, str):
         try:
-            value = Fraction(value)
+            value = float(value) if "e" in value.lower() else Fraction(value)  # 1e99999999 has as many digits
         except (ValueError, ZeroDivisionError):
             raise ValueError(f"{value!r} is not a number") from None
     if isinstance(value, bool) or not isinstance(value, (int, float, Fraction)):
@@ -302,6 +306,7 @@ def _structure_choice(data: Any, base: type) -> Any:
 
 
 def _structure_function(data: Any, _: Any) -> Any:
+    check_import(str(data), function=True)
     return resolve(data["function"]) if isinstance(data, dict) else data
 
 

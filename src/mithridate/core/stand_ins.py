@@ -228,7 +228,7 @@ class _Image(StandIn):
         self.found: Picture | None = None
 
     def set_state(self, state: Any, pixels: int) -> None:
-        if not isinstance(state, (list, tuple)) or len(state) not in (5, 6):
+        if not isinstance(state, (list, tuple)) or len(state) < 5:
             raise ValueError("holds an image whose state is not that of Pillow")
         mode, size, palette, content = state[1:5]
         if not isinstance(mode, str) or mode not in _CHANNELS:

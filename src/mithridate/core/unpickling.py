@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import struct
 import zipfile
+from collections.abc import Iterator
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -45,9 +46,10 @@ def load_pickle(file: Path, allowed: Allowed, *, limits: Limits = LIMITS) -> Any
     check_file(file, limits.file_bytes)
     with refusing(file), file.open("rb") as stream:
         source = Source(stream, file.stat().st_size)
+        steps = iter(range(limits.operations))
         if allowed.keys() >= TENSORS.keys():  # tensors of plain pickles are torch files inside them
-            allowed = {**allowed, ("torch.storage", "_load_from_bytes"): partial(_inner, limits)}
-        found = finished(Machine(source, allowed, limits).run(), limits)
+            allowed = {**allowed, ("torch.storage", "_load_from_bytes"): partial(_inner, limits, steps)}
+        found = finished(Machine(source, allowed, limits, steps=steps).run(), limits)
         check_end(source)
         return found
 
@@ -76,7 +78,8 @@ def load_torch(file: Path, allowed: Allowed, *, limits: Limits = LIMITS) -> Any:
         begin = stream.read(4)
         stream.seek(0)
         if begin != b"PK\x03\x04":
-            return finished(_legacy(Source(stream, file.stat().st_size), allowed, limits), limits)
+            source, steps = Source(stream, file.stat().st_size), iter(range(limits.operations))
+            return finished(_legacy(source, allowed, limits, steps), limits)
         with archive(stream, limits.parts) as packed:
             home = _home(packed)
             source = Source(BytesIO(content := packed.read(f"{home}data.pkl")), len(content))
@@ -103,27 +106,27 @@ def _home(packed: zipfile.ZipFile) -> str:
     return homes[0]
 
 
-def _inner(limits: Limits, content: Any) -> Storage:
+def _inner(limits: Limits, steps: Iterator[int], content: Any) -> Storage:
     """The values of a tensor in a plain pickle, as `torch.storage._load_from_bytes` takes them."""
     if not isinstance(content, bytes):
         raise ValueError("holds the values of a tensor as something else than bytes")
-    made = _legacy(Source(BytesIO(content), len(content)), STORAGES, limits)
+    made = _legacy(Source(BytesIO(content), len(content)), STORAGES, limits, steps)
     if not isinstance(made, Storage):
         raise ValueError("holds something else than the values of a tensor")
     return made
 
 
-def _legacy(source: Source, allowed: Allowed, limits: Limits) -> Any:
+def _legacy(source: Source, allowed: Allowed, limits: Limits, steps: Iterator[int]) -> Any:
     """What an old torch file makes: a head, the pickle, the names of the storages, and these; stand-ins still in it."""
     if source.left < len(_LEGACY) or source.read(len(_LEGACY)) != _LEGACY:
         raise ValueError("is no file of torch.save")
-    system = finished(Machine(source, {}, limits).run(), limits)
+    system = finished(Machine(source, {}, limits, steps=steps).run(), limits)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("holds numbers whose highest byte comes first, or does not say so")
     read: dict[str, bytes] = {}
-    machine = Machine(source, allowed, limits, lambda key: read[key])
+    machine = Machine(source, allowed, limits, lambda key: read[key], steps)
     made = machine.run()
-    keys = finished(Machine(source, {}, limits).run(), limits)
+    keys = finished(Machine(source, {}, limits, steps=steps).run(), limits)
     if not isinstance(keys, list) or any(type(key) is not str for key in keys) or set(machine.storages) != set(keys):
         raise ValueError("holds other storages than it names")
     for key in keys:

@@ -16,6 +16,7 @@ from mithridate.experiments.protection import Check, check
 from mithridate.experiments.rates import Rate, rate
 from mithridate.experiments.statistics import Mean, difference, mean
 from mithridate.experiments.words import share_text, span
+from mithridate.poisoning.exchange.checks import pasted
 from mithridate.poisoning.exchange.parcel import Parcel, Reference
 from mithridate.poisoning.task import predict
 
@@ -88,19 +89,13 @@ def retrain(parcel: Parcel, data: Reference, learner: Learner, *, models: int = 
 
 
 def _targets(parcel: Parcel, data: Reference) -> Tensor:
-    """Images [T, C, H, W] in [0, 1] that models are asked about, with the patch on them where there is one."""
+    """Images [T, C, H, W] in [0, 1] that models are asked about, with the trigger on them where there is one."""
     if parcel.target_images is not None:
-        images = to_floats(parcel.target_images)
+        images = parcel.target_images
     else:
         assert parcel.target_rows is not None
-        images = data.test.floats(parcel.target_rows.to(data.test.device)).cpu()
-    if parcel.patch is None:
-        return images
-    top, left = parcel.place or (0, 0)
-    height, width = parcel.patch.shape[1:]
-    marked = images.clone()
-    marked[:, :, top : top + height, left : left + width] = parcel.patch.to(images)
-    return marked
+        images = data.test.pixels(parcel.target_rows.to(data.test.device)).cpu()
+    return to_floats(pasted(images, parcel))
 
 
 def _hits(fitted: Fitted, images: Tensor, intended: Tensor) -> list[list[int]]:

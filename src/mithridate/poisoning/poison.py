@@ -14,6 +14,8 @@ from safetensors.torch import load as tensors_from_bytes, save as tensors_to_byt
 from torch import Tensor
 
 from mithridate.core.data import ImageData
+from mithridate.core.distrust import distrusting
+from mithridate.core.safe_images import LIMITS, read_limited, refusing
 from mithridate.core.schema import SCHEMA, from_json, to_json
 from mithridate.poisoning.triggers import Trigger
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from mithridate.poisoning.task import Task
 
 TENSORS, MANIFEST = "poison.safetensors", "manifest.json"
+_MANIFEST_BYTES = 2**22
+"""Of a manifest at most: the value of a few bytes of JSON can take a hundred."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +65,28 @@ class Poison:
         """Returns `train` with the rows replaced; `train` itself stays as it is."""
         return train.replace(self.rows, self.images, self.labels) if len(self) else train
 
-    def save(self, folder: Path, *, base: Tensor | None = None, target: Tensor | None = None, **meta: Any) -> None:
+    def save(
+        self,
+        folder: Path,
+        *,
+        base: Tensor | None = None,
+        target: Tensor | None = None,
+        patch: Tensor | None = None,
+        **meta: Any,
+    ) -> None:
         """Writes `manifest.json` and `poison.safetensors`; the manifest comes last and by rename.
 
         Args:
             folder: Made where it does not exist.
             base: [P, C, H, W] uint8, the clean images of the rows, so that the folder can be looked at on its own.
             target: [T, C, H, W] uint8, the test images aimed at.
+            patch: [C, h, w] float in [0, 1], what marks test images where nobody knows the trigger as such.
             meta: JSON-able entries for the manifest, for example settings, versions and the data fingerprint.
 
         Raises:
             ValueError: If a name in `meta` is one that the manifest already uses.
         """
-        optional = {"labels": self.labels, "base": base, "target": target}
+        optional = {"labels": self.labels, "base": base, "target": target, "patch": patch}
         tensors = {"rows": self.rows, "images": self.images} | {k: v for k, v in optional.items() if v is not None}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         content = tensors_to_bytes(tensors)
@@ -109,8 +122,10 @@ class Poison:
         manifest, tensors = read_manifest(folder), load_tensors(folder)
         for name, value in {"count": len(tensors["rows"]), **expected}.items():
             _same(folder, name, manifest.get(name), value)
-        trigger = None if manifest["trigger"] is None else from_json(manifest["trigger"], Trigger)
-        return cls(tensors["rows"], tensors["images"], tensors.get("labels"), trigger, manifest["notes"])
+        with refusing(folder / MANIFEST), distrusting():
+            trigger = None if manifest.get("trigger") is None else from_json(manifest["trigger"], Trigger)
+            notes = dict(manifest.get("notes") or {})
+        return cls(tensors["rows"], tensors["images"], tensors.get("labels"), trigger, notes)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -122,15 +137,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: If it was written by another schema version, is not a manifest at all, or an entry was changed.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / MANIFEST} is not JSON ({error}); craft the poison again") from error
-    if not isinstance(manifest, dict):
+    with refusing(folder / MANIFEST):
+        try:
+            manifest = json.loads(read_limited(folder / MANIFEST, _MANIFEST_BYTES))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{folder / MANIFEST} is not JSON ({error}); craft the poison again") from error
+    seal = manifest.pop("seal", {}) if isinstance(manifest, dict) else None
+    if not isinstance(seal, dict):
         raise ValueError(f"{folder / MANIFEST} holds no manifest; craft the poison again")
     _same(folder, "schema", manifest.get("schema"), SCHEMA)
-    seal = manifest.pop("seal", None)
-    if seal is not None:  # folders of before it have none
+    if seal:  # folders of before it have none
         _same(folder, "the entries", sorted(manifest), sorted(seal))
         for name, value in manifest.items():
             if _digest(value) != seal[name]:
@@ -142,16 +158,34 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def load_tensors(folder: Path) -> dict[str, Tensor]:
-    """Returns every saved tensor by name: rows, images and, where given, labels, base and target.
+    """Returns every saved tensor by name: rows, images and, where given, labels, base, target and patch.
 
     Raises:
         ValueError: If the tensor file is not the one the manifest describes.
     """
-    manifest, content = read_manifest(folder), (folder / TENSORS).read_bytes()
+    manifest, content = read_manifest(folder), read_limited(folder / TENSORS, LIMITS.table_bytes)
     _same(folder, "sha256", hashlib.sha256(content).hexdigest(), manifest.get("sha256"))
-    tensors = tensors_from_bytes(content)
+    with refusing(folder / TENSORS):
+        tensors = tensors_from_bytes(content)
     _same(folder, "tensors", {name: _described(tensor) for name, tensor in tensors.items()}, manifest.get("tensors"))
+    _check_tensors(folder, tensors)
     return tensors
+
+
+def _check_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Checks that a poison is in them: rows that ascend, images of 8 bits, as many as rows."""
+    kinds = {"rows": (torch.int64, 1), "images": (torch.uint8, 4), "labels": (torch.int64, 1)}
+    kinds |= {"base": (torch.uint8, 4), "target": (torch.uint8, 4), "patch": (torch.float32, 3)}
+    for name in {"rows", "images", *tensors}:
+        found = None if name not in tensors else (tensors[name].dtype, tensors[name].ndim)
+        if found is None or kinds.get(name) != found:
+            seen = "is missing" if found is None else f"is {_described(tensors[name])}"
+            raise ValueError(f"{folder / TENSORS} is no poison: {name} {seen}; take it from where it came")
+        if name not in ("target", "patch") and len(tensors[name]) != len(tensors["rows"]):
+            raise ValueError(f"{folder / TENSORS} has {len(tensors[name])} {name} of {len(tensors['rows'])} rows")
+    rows = tensors["rows"]
+    if len(rows) and (int(rows[0]) < 0 or bool((rows[1:] <= rows[:-1]).any())):
+        raise ValueError(f"{folder / TENSORS} is no poison: rows do not ascend")
 
 
 def _digest(value: Any) -> str:

@@ -215,8 +215,8 @@ class WarpTrigger(Trigger):
     """Seed of the field."""
 
     def __post_init__(self) -> None:
-        if self.grid < 2:
-            raise ValueError(f"grid is {self.grid}; a field needs at least 2 control points along each side")
+        if not 2 <= self.grid <= 1024:
+            raise ValueError(f"grid is {self.grid}; a field has 2 to 1,024 control points along each side")
         if not self.strength > 0:
             raise ValueError(f"strength is {self.strength:g}; use for example 0.5, for 0.25 pixels in the mean")
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mithridate.core.balls import Ball
+from mithridate.core.distrust import distrusting
 from mithridate.core.members import members_by
+from mithridate.core.safe_images import refusing
 from mithridate.core.schema import choices, from_json, name_of, parse
 from mithridate.core.sources import source
 from mithridate.core.training import Recipe
@@ -101,8 +103,9 @@ def _format(name: str | None, path: Path) -> Format:
 
 def _limit(options: VerifyOptions, parcel: Parcel) -> tuple[Ball | None, bool]:
     """How far images, and whether labels, may have moved: as typed, else as the poison's own settings say."""
-    threat = (parcel.notes.get("work") or {}).get("threat") or {}
-    own = from_json(threat["ball"], Ball) if threat.get("ball") else None
+    with refusing(options.path), distrusting():
+        threat = (parcel.notes.get("work") or {}).get("threat") or {}
+        own = from_json(threat["ball"], Ball) if threat.get("ball") else None
     ball = own if options.limit is None else parse(Ball, options.limit)
     return ball, options.relabel or bool(threat.get("relabel"))
 
@@ -124,6 +127,8 @@ def _lost(parcel: Parcel, back: Parcel, form: Format) -> list[str]:
         was, now = getattr(parcel, field.name), getattr(back, field.name)
         if was is None or field.name == "notes":
             continue
+        if field.name == "trigger" and parcel.patch is not None and "patch" in form.carries:
+            continue  # the patch says all of it
         if field.name not in form.carries:
             lost.append(field.name.replace("_", " "))
             continue

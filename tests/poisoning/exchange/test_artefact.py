@@ -12,11 +12,14 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
+from mithridate.core.balls import to_bytes, to_floats
 from mithridate.core.data import ImageData
 from mithridate.core.seeds import stream
 from mithridate.poisoning.exchange.artefact import Artefact
+from mithridate.poisoning.exchange.checks import pasted
 from mithridate.poisoning.exchange.parcel import Parcel, Reference
 from mithridate.poisoning.exchange.verification import verify
+from mithridate.poisoning.triggers import PatchTrigger, WarpTrigger
 
 
 def images(count: int, seed: int) -> torch.Tensor:
@@ -61,9 +64,34 @@ def test_what_it_carries_comes_back(
     order = parcel.order()
     for name in Artefact.carries:
         was, now = getattr(parcel, name), getattr(back, name)
-        assert torch.equal(now, was[order] if name in ("images", "labels", "rows", "base") else was), name
+        if was is None:
+            assert now is None, name
+        else:
+            assert torch.equal(now, was[order] if name in ("images", "labels", "rows", "base") else was), name
     assert back.notes["origin"] == {"name": "somebody's attack"}
     assert {finding.standing for finding in verify(back, data)} <= {"holds", "unknown"}
+
+
+def test_a_foreign_patch_stays_with_the_poison(data: Reference, tmp_path: Path) -> None:
+    parcel = dataclasses.replace(parcel_of(data, [7, 2], [0]), patch=torch.rand(3, 2, 2), place=(1, 3))
+    Artefact().write(parcel, tmp_path / "out", data)
+    back = Artefact().read(tmp_path / "out", data)
+    assert torch.equal(back.patch, parcel.patch)  # type: ignore[arg-type]
+    assert (back.place, back.trigger) == ((1, 3), None)
+
+
+def test_triggers_come_back_and_as_a_patch_where_they_are_one(data: Reference, tmp_path: Path) -> None:
+    plain = parcel_of(data, [7, 2], [0, 5])
+    clean = data.test.pixels(data.test.ids)
+    for number, trigger in enumerate((PatchTrigger(), WarpTrigger(), PatchTrigger(corner="anywhere"))):
+        path = tmp_path / str(number)
+        Artefact().write(dataclasses.replace(plain, trigger=trigger), path, data)
+        back = Artefact().read(path, data)
+        assert back.trigger == trigger
+        assert torch.equal(pasted(clean, back), to_bytes(trigger(to_floats(clean))))
+        again = dataclasses.replace(back, trigger=None)
+        assert torch.equal(pasted(clean, again), pasted(clean, back)) == (number == 0)
+        assert (back.patch is None) == (number > 0)
 
 
 def test_pictures_show_the_images(data: Reference, tmp_path: Path) -> None:

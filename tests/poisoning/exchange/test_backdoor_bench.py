@@ -201,7 +201,7 @@ def planted(record: dict[str, Any], fault: str) -> None:
     entries, (picture, _, true) = train["bd_data_container"]["data_dict"], entry_of(record, 4)
     others: dict[str, tuple] = {
         "wrong size": (Image.new("RGB", (9, 8)), 1, true),
-        "grey": (Image.new("L", (8, 8)), 1, true),
+        "see-through": (Image.new("RGBA", (8, 8)), 1, true),
         "label": (picture, 3, true),
         "true label": (picture, 1, (true + 1) % 3),
         "label of text": (picture, "1", true),
@@ -230,8 +230,8 @@ def planted(record: dict[str, Any], fault: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("wrong size", "expected RGB"),
-        ("grey", "expected RGB"),
+        ("wrong size", "9x8 pixels"),
+        ("see-through", "seen through"),
         ("label", "label 3 is none of"),
         ("true label", "of other data"),
         ("label of text", "expected the new class"),

@@ -299,9 +299,16 @@ def test_packed_never_runs_what_it_reads(tmp_path: Path) -> None:
         with pytest.raises(ValueError):
             form("packed").read(file, data)
     torch.save([torch.zeros(1, 3, 8, 8), Call(trace)], file, _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match=r"no file of torch\.save"):
+    with pytest.raises(ValueError, match="asks for '"):
         form("packed").read(file, data)
     assert not trace.exists()
+
+
+def test_packed_may_be_of_an_old_torch(tmp_path: Path) -> None:
+    """The framework is of 2020; torch has written zip archives since 1.6 of that year."""
+    data, content = reference(), [torch.zeros(1, 3, 8, 8), torch.tensor([2])]
+    torch.save(content, tmp_path / "poisons_packed_2020-09-01.pth", _use_new_zipfile_serialization=False)
+    assert form("packed").read(tmp_path, data).rows == torch.tensor([2])
 
 
 def test_a_changed_bit_of_a_torch_file_is_noticed(tmp_path: Path) -> None:
@@ -310,7 +317,7 @@ def test_a_changed_bit_of_a_torch_file_is_noticed(tmp_path: Path) -> None:
     content, values = bytearray(file.read_bytes()), torch.load(file, weights_only=True)[0].numpy().tobytes()
     content[content.index(values) + 5] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ValueError, match="checksum"):
+    with pytest.raises(ValueError, match="CRC"):
         form("packed").read(tmp_path, data)
 
 
@@ -321,7 +328,7 @@ def test_what_a_pickle_asks_for_is_named(tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(file, "w") as packed:
         packed.writestr("a/data.pkl", f"\x80\x02c{module}\n{function}\nX\1\0\0\0x\x85R.".encode("latin1"))
         packed.writestr("a/version", b"3\n")
-    with pytest.raises(ValueError, match=f"asks for {module}.{function}"):
+    with pytest.raises(ValueError, match=f"asks for '{module}.{function}'"):
         form("packed").read(file, reference())
 
 
@@ -335,12 +342,12 @@ def test_what_a_pickle_asks_for_is_named(tmp_path: Path, name: str) -> None:
         ([torch.zeros(1, 3, 8, 8, dtype=torch.int64), torch.tensor([2])], "deltas are"),
         ([torch.full((1, 3, 8, 8), torch.nan), torch.tensor([2])], "NaN"),
         ([torch.zeros(1, 3, 8, 8), torch.tensor([2.0])], "rows are"),
-        ([torch.zeros(1, 3, 8, 8), ["a"]], "plain tensors"),
+        ([torch.zeros(1, 3, 8, 8), ["a"]], "else than 2 tensors"),
         ([torch.zeros(1, 3, 8, 8)], "list of 2"),
         ({"delta": torch.zeros(1, 3, 8, 8)}, "list of 2"),
-        ([torch.zeros(1).expand(1, 3, 8, 8), torch.tensor([2])], "plain tensors"),
-        ([torch.zeros(1, 3, 8, 8).to_sparse(), torch.tensor([2])], r"asks for torch\._utils\._rebuild_sparse"),
-        ([torch.zeros(1, 3, 8, 8, device="meta"), torch.tensor([2])], "asks for torch"),
+        ([torch.zeros(1).expand(1, 3, 8, 8), torch.tensor([2])], r"tensor \(1, 3, 8, 8\) of 1 values"),
+        ([torch.zeros(1, 3, 8, 8).to_sparse(), torch.tensor([2])], "_rebuild_sparse"),
+        ([torch.zeros(1, 3, 8, 8, device="meta"), torch.tensor([2])], "_rebuild_meta"),
         ([torch.zeros(25, 3, 8, 8), torch.arange(25)], "rows are"),
     ],
 )
@@ -357,7 +364,7 @@ def test_rows_may_be_a_list(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "how", "said"),
-    [("../evil", zipfile.ZIP_STORED, "leads out"), ("a/data/1", zipfile.ZIP_DEFLATED, "compresses nothing")],
+    [("../evil", zipfile.ZIP_STORED, "leads out"), ("a/data/1", zipfile.ZIP_DEFLATED, "packs nothing")],
 )
 def test_odd_archives(tmp_path: Path, name: str, how: int, said: str) -> None:
     file = tmp_path / "poisons_packed.pth"

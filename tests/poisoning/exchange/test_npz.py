@@ -92,7 +92,7 @@ IMAGES = npy(np.zeros((2, 3, 8, 8), np.uint8))
     ("content", "said"),
     [
         ({}, "no images.npy"),
-        ({"images.npy": IMAGES, "../x.npy": IMAGES}, "expected some of"),
+        ({"images.npy": IMAGES, "../x.npy": IMAGES}, "leads out"),
         ({"images.npy": IMAGES, "evil.pkl": b""}, "expected some of"),
         ({"images.npy": npy(np.array([{"a": 1}], object), pickled=True)}, "array of object"),
         ({"images.npy": npy(np.zeros((2, 3, 8, 8)))}, "array of float64"),
@@ -135,7 +135,7 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
         pytest.warns(UserWarning, match="Duplicate"),
     ):
         packed.writestr("images.npy", IMAGES)
-    with pytest.raises(ValueError, match="more than once"):
+    with pytest.raises(ValueError, match="two parts of one name"):
         Npz().read(tmp_path / "b.npz", reference())
 
 

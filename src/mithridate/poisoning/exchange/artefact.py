@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from mithridate import __version__
+from mithridate.core.balls import to_bytes, to_floats
 from mithridate.core.copies import encoded
+from mithridate.core.safe_images import LIMITS, check_header, read_limited, refusing
+from mithridate.poisoning.exchange.checks import known_patch, known_rows, patch_between
 from mithridate.poisoning.exchange.parcel import Format, Parcel, Reference, new_folder
 from mithridate.poisoning.poison import MANIFEST, TENSORS, Poison, load_tensors, read_manifest
+from mithridate.poisoning.triggers import Trigger
 
 PICTURES = "images"
+TRIED = 64
+"""Images that show whether a trigger is a patch at one place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,7 @@ class Artefact(Format):
 
     carries: ClassVar[frozenset[str]] = frozenset(
         {"images", "labels", "rows", "base", "target_images", "target_rows", "target_labels", "intended"}
+        | {"trigger", "patch", "place"}
     )
 
     pictures: bool = False
@@ -52,7 +58,9 @@ class Artefact(Format):
         }
         if "work" in parcel.notes:  # what it was made with, threat model included
             meta["work"] = parcel.notes["work"]
-        poison.save(path, base=base if parcel.base is None else parcel.base[order], target=parcel.target_images, **meta)
+        base = base if parcel.base is None else parcel.base[order]
+        patch = None if parcel.trigger is not None else parcel.patch
+        poison.save(path, base=base, target=parcel.target_images, patch=patch, **meta)
         files = [path / TENSORS, path / MANIFEST]
         if self.pictures:
             (path / PICTURES).mkdir()
@@ -66,32 +74,51 @@ class Artefact(Format):
             raise FileNotFoundError(f"nothing at {path}; expected a folder with {MANIFEST} and {TENSORS}")
         for name in (MANIFEST, TENSORS):
             if not (path / name).is_file():
-                raise ValueError(f"{path} has no {name}; it is no poison of mithridate, or was not copied as a whole")
-        manifest = read_manifest(path)
-        try:
-            tensors = load_tensors(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path / TENSORS} is damaged ({error}); copy it again") from error
-        _same_data(path, manifest, data)
-        poison = Poison.load(path)
-        case = manifest.get("case") or {}
-        rows = case.get("target_rows") or None
-        shown = tensors.get("target")
-        return Parcel(
-            poison.images,
-            labels=data.train.labels_of(poison.rows.to(data.train.device)).cpu()
-            if poison.labels is None
-            else poison.labels,
-            rows=poison.rows,
-            base=tensors.get("base"),
-            target_images=shown if rows is None or shown is None or len(shown) == len(rows) else None,
-            target_rows=None if rows is None else torch.tensor(rows),
-            target_labels=_numbers(case.get("target_classes"), data),
-            intended=_numbers(case.get("intended"), data),
-            notes={
-                name: manifest[name] for name in ("work", "origin", "notes", "trigger", "versions") if name in manifest
-            },
-        )
+                inside = sorted(one.name for one in path.glob("poisons/*") if (one / MANIFEST).is_file())
+                hint = f"name one of those in it: {path / 'poisons' / inside[0]}" if inside else "copy it as a whole"
+                raise ValueError(f"{path} has no {name}, so it is no poison of mithridate; {hint}")
+        with refusing(path):
+            manifest, tensors, poison = read_manifest(path), load_tensors(path), Poison.load(path)
+            _same_data(path, manifest, data)
+            return _parcel(manifest, tensors, poison, data, path)
+
+
+def _parcel(
+    manifest: dict[str, Any], tensors: dict[str, Tensor], poison: Poison, data: Reference, path: Path
+) -> Parcel:
+    case = manifest.get("case") or {}
+    rows = case.get("target_rows") or None
+    shown = tensors.get("target")
+    patch, place = _patch(poison.trigger, data) or (tensors.get("patch"), case.get("place"))
+    if patch is not None:
+        known_patch(patch, place or (0, 0), data.test.shape, path / TENSORS)
+    return Parcel(
+        poison.images,
+        labels=data.train.labels_of(poison.rows.to(data.train.device)).cpu()
+        if poison.labels is None
+        else poison.labels,
+        rows=poison.rows,
+        base=tensors.get("base"),
+        target_images=shown if rows is None or shown is None or len(shown) == len(rows) else None,
+        target_rows=None if rows is None else known_rows(rows, data.test, path / MANIFEST, "test"),
+        target_labels=_numbers(case.get("target_classes"), data),
+        intended=_numbers(case.get("intended"), data),
+        trigger=poison.trigger,
+        patch=patch,
+        place=None if patch is None or place is None else (place[0], place[1]),
+        notes={name: manifest[name] for name in ("work", "origin", "notes", "versions") if name in manifest},
+    )
+
+
+def _patch(trigger: Trigger | None, data: Reference) -> tuple[Tensor, tuple[int, int]] | None:
+    """The patch that the trigger is, and its place, if it is one, at the same place on every image."""
+    if trigger is None or len(data.test) == 0:
+        return None
+    for value in vars(trigger).values():
+        if isinstance(value, Path):  # whoever wrote the manifest named this file
+            check_header(str(value), read_limited(value, LIMITS.file_bytes))
+    clean = data.test.pixels(data.test.ids[:TRIED]).cpu()
+    return patch_between(clean, to_bytes(trigger(to_floats(clean))))
 
 
 def _case(parcel: Parcel, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -99,6 +126,8 @@ def _case(parcel: Parcel, classes: tuple[str, ...]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if parcel.target_rows is not None:
         found["target_rows"] = parcel.target_rows.tolist()
+    if parcel.place is not None:
+        found["place"] = list(parcel.place)
     for name, numbers in (("target_classes", parcel.target_labels), ("intended", parcel.intended)):
         if numbers is not None:
             found[name] = [classes[number] for number in numbers.tolist()]

@@ -23,6 +23,7 @@ from mithridate.poisoning.exchange.checks import (
     needed,
     parcel_of,
     pasted,
+    patch_between,
     poisoned_set,
     rows_of,
 )
@@ -246,11 +247,9 @@ def _targets(images: list[_Image], file: Path, test: ImageData) -> dict[str, Any
     intended = known_labels(torch.tensor([image.given for image in images]), test, file, "intended class")
     found = {"target_rows": rows, "target_labels": torch.tensor([i.true for i in images]), "intended": intended}
     shown, clean = torch.stack([image.image for image in images]), test.pixels(rows).cpu()
-    changed = (shown != clean).any(0).any(0)
-    if not bool(changed.any()):
+    if torch.equal(shown, clean):
         return found
-    down, across = (changed.any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
-    cut = shown[:, :, down[0] : down[-1] + 1, across[0] : across[-1] + 1]
-    if bool((cut != cut[:1]).any()):
+    one = patch_between(clean, shown)
+    if one is None:
         return found | {"notes": {"trigger": "not one patch: test images are changed in other ways"}}
-    return found | {"patch": cut[0].float() / 255, "place": (down[0], across[0])}
+    return found | {"patch": one[0], "place": one[1]}

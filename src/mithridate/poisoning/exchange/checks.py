@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mithridate.core.data import ImageData
-from mithridate.core.pixels import to_bytes
+from mithridate.core.pixels import to_bytes, to_floats
 from mithridate.poisoning.exchange.parcel import Parcel
 
 PIECE = 1024
@@ -138,7 +138,7 @@ def known_patch(patch: Tensor, place: tuple[int, int], shape: tuple[int, ...], w
 
 
 def pasted(images: Tensor, parcel: Parcel) -> Tensor:
-    """Returns images [T, C, H, W] uint8 with the parcel's patch on them, if it has one.
+    """Returns images [T, C, H, W] uint8 with the parcel's trigger or patch on them, if it has one.
 
     >>> parcel = Parcel(torch.zeros(0, 1, 2, 2, dtype=torch.uint8), patch=torch.ones(1, 1, 1), place=(1, 0))
     >>> pasted(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), parcel).tolist()
@@ -147,6 +147,8 @@ def pasted(images: Tensor, parcel: Parcel) -> Tensor:
     Raises:
         ValueError: It does not say where, or not inside.
     """
+    if parcel.trigger is not None:
+        return to_bytes(parcel.trigger(to_floats(images)))
     if parcel.patch is None:
         return images
     needed(parcel, "place")
@@ -156,6 +158,30 @@ def pasted(images: Tensor, parcel: Parcel) -> Tensor:
     images = images.clone()
     images[:, :, row : row + height, column : column + width] = to_bytes(parcel.patch.detach().cpu())
     return images
+
+
+def patch_between(clean: Tensor, shown: Tensor) -> tuple[Tensor, tuple[int, int]] | None:
+    """Returns the patch [C, h, w] in [0, 1], and row and column of it, that makes `shown` of `clean` images.
+
+    Args:
+        clean: [T, C, H, W] uint8.
+        shown: The same images with the patch on them.
+
+    Returns:
+        None where nothing is changed, or not by one patch at one place.
+
+    >>> clean = torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
+    >>> shown = clean.clone()
+    >>> shown[:, :, 1:, 2] = 255
+    >>> patch_between(clean, shown)[1]
+    (1, 2)
+    """
+    changed = (shown != clean).any(0).any(0)
+    if not bool(changed.any()):
+        return None
+    down, across = (changed.any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
+    cut = shown[:, :, down[0] : down[-1] + 1, across[0] : across[-1] + 1]
+    return None if bool((cut != cut[:1]).any()) else (cut[0].float() / 255, (down[0], across[0]))
 
 
 def parcel_of(items: Iterable[Row], train: ImageData, where: Path | str, *, whole: bool, **more: object) -> Parcel:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from mithridate.core.data import ImageData
 from mithridate.core.listings import LABEL_COLUMNS, image_column, parquet_files
+from mithridate.core.parquet_pages import check_footer, largest_page
 from mithridate.core.safe_images import (
     LIMITS,
     check_file,
@@ -28,6 +31,10 @@ from mithridate.poisoning.exchange.trees import complete
 
 _PARQUET, _METADATA = "train.parquet", "metadata.jsonl"
 _BATCH = 64
+_PAGE = 2**26
+"""Bytes of a page that are in order whatever the images."""
+_LINE = 2**12
+"""Bytes of a line of metadata at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,26 +128,40 @@ def _parquet_rows(path: Path, train: ImageData) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     files = parquet_files(path, ("train",))
-    tables = []
+    tables, largest = [], 0
     for file in files:
         if path.is_dir():
             inside(path, file.relative_to(path).as_posix())
         check_file(file, LIMITS.table_bytes)
-        with pq.ParquetFile(file) as opened:
-            tables.append(opened.metadata)
-    sizes = [sum(table.row_group(i).total_byte_size for i in range(table.num_row_groups)) for table in tables]
-    if not 0 <= sum(sizes) <= LIMITS.table_bytes or min(sizes) < 0:
-        raise ValueError(f"{path} says it unpacks to {sum(sizes):,} bytes; at most {LIMITS.table_bytes:,} are read")
+        with refusing(file), file.open("rb") as stream:
+            check_footer(stream)
+            with pq.ParquetFile(file) as opened:
+                tables.append(opened.metadata)
+            largest = max(largest, largest_page(stream, _chunks(tables[-1]), _PAGE + PIECE * math.prod(train.shape)))
     complete(sum(table.num_rows for table in tables), train, path)
+    batch = max(1, min(_BATCH, _PAGE // max(1, largest)))  # a value of a page can be named again and again
     ids, start = train.ids.tolist(), 0
     for file in files:
-        for item in _table_rows(file, ids[start:], train):
-            yield item
-            start += 1
+        with refusing(file):
+            for item in _table_rows(file, ids[start:], train, batch):
+                yield item
+                start += 1
 
 
-def _table_rows(file: Path, ids: Sequence[int], train: ImageData) -> Iterator[Row]:
+def _chunks(table: Any) -> Iterator[tuple[int, int]]:
+    """Where each column of each row group begins, and how many bytes it has."""
+    for group in range(table.num_row_groups):
+        for column in range(table.num_columns):
+            chunk = table.row_group(group).column(column)
+            begin = chunk.data_page_offset
+            if chunk.dictionary_page_offset:
+                begin = min(begin, chunk.dictionary_page_offset)
+            yield begin, chunk.total_compressed_size
+
+
+def _table_rows(file: Path, ids: Sequence[int], train: ImageData, size: int) -> Iterator[Row]:
     """The images of one file; `ids` are their rows where the file does not say them."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file, page_checksum_verification=True) as opened:
@@ -150,8 +171,13 @@ def _table_rows(file: Path, ids: Sequence[int], train: ImageData) -> Iterator[Ro
         if label is None:
             raise ValueError(f"{file} has no column {' or '.join(LABEL_COLUMNS)}, only {', '.join(schema.names[:20])}")
         image = image_column(file, schema)
-        columns = [name for name in (image, label, "row", "poisoned") if name in schema.names]
-        for batch in opened.iter_batches(_BATCH, columns=columns):
+        nested = pa.types.is_struct(schema.field(image).type)
+        leaf = f"{image}.bytes" if nested else image
+        _check_types(file, schema, label)
+        if nested and not pa.types.is_binary(kind := schema.field(image).type.field("bytes").type):
+            raise ValueError(f"{file}: column {leaf} holds {str(kind)[:100]}; expected image files as bytes")
+        columns = [leaf, *(name for name in (label, "row", "poisoned") if name in schema.names)]
+        for batch in opened.iter_batches(size, columns=columns):
             for line in batch.to_pylist():
                 where = f"{file} row {number}"
                 data = line[image]["bytes"] if isinstance(line[image], dict) else line[image]
@@ -161,6 +187,20 @@ def _table_rows(file: Path, ids: Sequence[int], train: ImageData) -> Iterator[Ro
                 mark = _mark(line.get("poisoned"), where)
                 yield Row(row, safe_image(where, data, train.shape), _whole(line[label], "label", where), mark, where)
                 number += 1
+
+
+def _check_types(file: Path, schema: Any, label: str) -> None:
+    """Columns of one value per row: lists of any length fit into a few bytes."""
+    import pyarrow as pa
+
+    for name, fits, expected in (
+        (label, pa.types.is_integer, "a whole number"),
+        ("row", pa.types.is_integer, "a whole number"),
+        ("poisoned", pa.types.is_boolean, "true or false"),
+    ):
+        if name in schema.names and not fits(schema.field(name).type):
+            found = str(schema.field(name).type)[:100]
+            raise ValueError(f"{file}: column {name} holds {found}; expected {expected} in each row")
 
 
 def _check_classes(file: Path, schema: Any, classes: tuple[str, ...]) -> None:
@@ -196,10 +236,13 @@ def _write_folder(whole: ImageData, marked: set[int], path: Path) -> list[Path]:
 def _folder_rows(path: Path, train: ImageData) -> Iterator[Row]:
     folder = path / "train" if (path / "train").is_dir() else path
     file = folder / _METADATA
-    lines = [line for line in read_limited(file, 4 * LIMITS.file_bytes).decode("utf-8").split("\n") if line.strip()]
-    complete(len(lines), train, file)
+    content = read_limited(file, (len(train) + 1) * _LINE)
+    complete(sum(bool(line.strip()) for line in io.BytesIO(content)), train, file)
+    lines = (line for line in io.BytesIO(content) if line.strip())
     for number, (text, position) in enumerate(zip(lines, train.ids.tolist(), strict=True), 1):
         where = f"{file} line {number}"
+        if len(text) > _LINE:
+            raise ValueError(f"{where} has {len(text):,} bytes; at most {_LINE:,} are read")
         line = json.loads(text)
         if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
             raise ValueError(f"{where} has no file_name")

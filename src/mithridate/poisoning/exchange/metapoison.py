@@ -16,6 +16,7 @@ from mithridate.core.data import ImageData
 from mithridate.core.safe_images import refusing
 from mithridate.core.stand_ins import NUMPY
 from mithridate.core.unpickling import load_pickle
+from mithridate.poisoning.exchange.arrays import whole_numbers
 from mithridate.poisoning.exchange.checks import PIECE, known_labels, known_rows, needed, poisoned_set
 from mithridate.poisoning.exchange.parcel import Format, Parcel, Reference
 from mithridate.poisoning.exchange.pickled import limits_for, target_images, write_pickles
@@ -141,9 +142,9 @@ def _arrays(found: Any, data: Reference) -> dict[str, Any]:
                 raise ValueError(f"{name} is {list(value.shape)}; expected images [n, {height}, {width}, {channels}]")
             arrays[name] = value
         else:
-            if value.dtype.kind == "f" or value.shape not in ((len(value),), (len(value), 1)):
-                raise ValueError(f"{name} is {value.dtype} {list(value.shape)}; expected whole numbers [n]")
-            arrays[name] = known_labels(whole(value.reshape(-1)), known, name, "class")
+            if value.shape not in ((len(value),), (len(value), 1)):
+                raise ValueError(f"{name} is {list(value.shape)}; expected classes [n]")
+            arrays[name] = whole_numbers(value.reshape(-1), name, "classes", 0, len(known.classes) - 1)
     for first, *others in (_NEEDED[:2], _NEEDED[2:]):
         if odd := [name for name in others if len(arrays[name]) != len(arrays[first])]:
             raise ValueError(f"{first} has {len(arrays[first]):,} entries, {odd[0]} {len(arrays[odd[0]]):,}")
@@ -237,7 +238,8 @@ def _nearest(images: np.ndarray, labels: Tensor, places: Tensor, left: Tensor, t
         poison = torch.tensor(images[places[own].numpy()].astype(np.float32)).permute(0, 3, 1, 2).flatten(1)
         if not len(clean):
             raise ValueError(f"holds images of class {label} whose rows are not found: it is of other data")
-        distances, order = torch.cdist(poison, clean).topk(min(2, len(clean)), largest=False)
+        best = [torch.cdist(piece, clean).topk(min(2, len(clean)), largest=False) for piece in poison.split(PIECE)]
+        distances, order = torch.cat([one.values for one in best]), torch.cat([one.indices for one in best])
         sure = len(clean) == 1 or bool((distances[:, 0] <= _CLEARLY * distances[:, 1]).all())
         found[own] = rows[order[:, 0]]
         if not sure or len(found[own].unique()) < len(own):

@@ -134,4 +134,3 @@ def _parcel(arrays: dict[str, np.ndarray], path: Path, data: Reference) -> Parce
         if not isinstance(fields["notes"], dict):
             raise ValueError(f"{path}: notes are no JSON object")
     return Parcel(**fields)
-

@@ -13,6 +13,7 @@ from torch import Tensor
 from mithridate.core.data import ImageData
 from mithridate.core.schema import Choice
 from mithridate.poisoning.poison import Poison
+from mithridate.poisoning.triggers import Trigger
 
 
 class Reference(NamedTuple):
@@ -51,8 +52,10 @@ class Parcel:
     """[T] int64, the classes that they truly have."""
     intended: Tensor | None = None
     """[T] int64, the classes that a model should give them."""
+    trigger: Trigger | None = None
+    """What marks test images, where it is known; only of a backdoor."""
     patch: Tensor | None = None
-    """[C, h, w] float in [0, 1]: what is pasted on test images; only of a backdoor."""
+    """[C, h, w] float in [0, 1]: what is pasted on test images; only of a backdoor, and only where that is all."""
     place: tuple[int, int] | None = None
     """Row and column where the patch begins."""
     notes: dict[str, Any] = field(default_factory=dict)
@@ -97,7 +100,7 @@ class Parcel:
         rows = self.rows[order]
         if (rows[1:] == rows[:-1]).any():
             raise ValueError(f"row {int(rows[1:][rows[1:] == rows[:-1]][0])} is named more than once")
-        return Poison(rows, self.images[order], None if self.labels is None else self.labels[order])
+        return Poison(rows, self.images[order], None if self.labels is None else self.labels[order], self.trigger)
 
     def order(self) -> Tensor:
         """Returns in what order the images have ascending rows, [P] int64; their own where rows are not known."""

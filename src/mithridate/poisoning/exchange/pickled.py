@@ -113,11 +113,11 @@ def limits_for(data: Reference) -> Limits:
 
     >>> from mithridate import Digits
     >>> limits_for(Reference(*Digits().load())).file_bytes
-    20397568
+    19537408
     """
     count = len(data.train.images) + len(data.test.images)
     each = 8 * math.prod(data.train.shape) + 2**10
-    return Limits(file_bytes=2**24 + count * each, operations=2**16 + 128 * count)
+    return Limits(file_bytes=2**24 + count * each, operations=2**20 + 64 * count)
 
 
 def read_pickle(file: Path, data: Reference) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from mithridate.core.safe_images import refusing
 from mithridate.core.stand_ins import NUMPY
 from mithridate.core.unpickling import load_pickle
-from mithridate.poisoning.exchange.checks import PIECE
+from mithridate.poisoning.exchange.checks import PIECE, known_patch, known_rows, needed, pasted
 from mithridate.poisoning.exchange.parcel import Format, Parcel, Reference
 from mithridate.poisoning.exchange.pickled import (
     POISONS,
@@ -62,7 +62,7 @@ class PoisoningBenchmark(Format):
         {"images", "labels", "rows", "target_images", "target_labels", "intended", "patch", "place"}
     )
     strict: bool = True
-    """Whether to refuse what its evaluation would refuse: pixels moved too far, patches of another size, grey images."""
+    """Whether to refuse what its evaluation refuses: pixels moved too far, patches of another size, grey images."""
 
     def write(self, parcel: Parcel, path: Path, data: Reference) -> list[Path]:
         content, _ = poison_pickles(parcel, data)
@@ -73,7 +73,8 @@ class PoisoningBenchmark(Format):
             )
         if self.strict:
             _check_change(parcel, data)
-        target: tuple[Any, ...] = (picture(images[0]), labels[0])
+        drawn = images if parcel.patch is not None else pasted(images, parcel)
+        target: tuple[Any, ...] = (picture(drawn[0]), labels[0])
         if parcel.patch is not None:
             target += _pasted(parcel, data.test.shape, self.strict)
         return write_pickles(path, {**content, _TARGET: target})
@@ -81,7 +82,7 @@ class PoisoningBenchmark(Format):
     def read(self, path: Path, data: Reference) -> Parcel:
         with refusing(path):
             parcel = read_poisons(path, data)
-            target, where = read_pickle(path / _TARGET), str(path / _TARGET)
+            target, where = read_pickle(path / _TARGET, data), str(path / _TARGET)
             if not isinstance(target, (tuple, list)) or len(target) not in (2, 4):
                 raise ValueError(f"{where} is no image with its class, alone or with patch and place")
             image, label = labelled(target, where, data.test)
@@ -94,7 +95,7 @@ class PoisoningBenchmark(Format):
                 target_labels=torch.tensor([label]),
                 intended=torch.tensor([intended]),
             )
-            return parcel if len(target) == 2 else _with_patch(parcel, target[2], target[3], where)
+            return parcel if len(target) == 2 else _with_patch(parcel, target[2], target[3], where, data.test.shape)
 
     def recognises(self, path: Path) -> bool:
         try:
@@ -103,34 +104,46 @@ class PoisoningBenchmark(Format):
             return False
 
 
-def setups(file: Path) -> list[FixedCase]:
+def setups(file: Path, data: Reference | None = None) -> list[FixedCase]:
     """Reads `poison_setups/*.pickle` of poisoning-benchmark: each entry one target and the rows that may be changed.
+
+    Trap: two setups for transfer to CIFAR-10, 78 and 84, name a row twice; it counts once, so they have 24 rows.
 
     Args:
         file: As it is in that repository. Targets are rows of the test set, bases of the training set, classes by
-            number, all in the order of torchvision.
+            number, all in the order of torchvision, which is not that of every copy of a data set.
+        data: What the rows are of; they are compared with the classes that the setups say. None: they are not.
 
     Returns:
         The cases, in the order of the file.
 
     Raises:
         FileNotFoundError: Nothing there.
-        ValueError: Anything else in it.
+        ValueError: Anything else in it, or rows that are of other classes.
     """
     with refusing(file):
         entries = load_pickle(file, NUMPY)
         if not isinstance(entries, list):
             raise ValueError(f"holds a {type(entries).__name__}; expected a list of setups")
-        return [_setup(entry, f"{file}: setup {place}") for place, entry in enumerate(entries)]
+        return [_setup(entry, f"{file}: setup {place}", data) for place, entry in enumerate(entries)]
 
 
-def _setup(entry: Any, where: str) -> FixedCase:
+def _setup(entry: Any, where: str, data: Reference | None) -> FixedCase:
     if not isinstance(entry, dict) or sorted(entry, key=str) != sorted(_SETUP):
         raise ValueError(f"{where} does not have the entries {', '.join(_SETUP)}")
-    _, target, intended = (whole_number(entry[name], f"{where}: {name}") for name in _SETUP[:3])
-    rows = whole_numbers(entry["base indices"], f"{where}: base indices", _MOST)
-    if min([target, intended, *rows]) < 0:
+    true, target, intended = (whole_number(entry[name], f"{where}: {name}") for name in _SETUP[:3])
+    rows = list(dict.fromkeys(whole_numbers(entry["base indices"], f"{where}: base indices", _MOST)))
+    if min([true, target, intended, *rows]) < 0:
         raise ValueError(f"{where} has negative numbers; rows and classes begin at 0")
+    if data is not None:
+        for known, found, label in ((data.test, [target], true), (data.train, rows, intended)):
+            ids = known_rows(found, known, where, "test" if known is data.test else "training")
+            other = known.labels_of(ids.to(known.device)).cpu() != label
+            if bool(other.any()):
+                raise ValueError(
+                    f"{where}: row {int(ids[other][0])} is not of class {label}: the data at hand are in another order "
+                    "than torchvision has them"
+                )
     return FixedCase(target_rows=(target,), intended=str(intended), poison_rows=tuple(rows))
 
 
@@ -152,45 +165,25 @@ def _check_change(parcel: Parcel, data: Reference) -> None:
 
 def _pasted(parcel: Parcel, shape: tuple[int, int, int], strict: bool) -> tuple[Tensor, list[int]]:
     """The patch and where it begins, as column and row."""
-    if parcel.place is None:
-        raise ValueError("this format needs the place of the patch, which the poison at hand does not say")
+    needed(parcel, "place")
     assert parcel.patch is not None
-    patch = parcel.patch.detach().cpu().contiguous()
-    _check_place(patch, parcel.place, shape)
+    assert parcel.place is not None
+    known_patch(parcel.patch, parcel.place, shape, "the poison")
     sides = _SIDES.get(shape[2], (5, 8))
-    if strict and (patch.shape[1] != patch.shape[2] or patch.shape[1] not in sides):
+    if strict and (parcel.patch.shape[1] != parcel.patch.shape[2] or parcel.patch.shape[1] not in sides):
         raise ValueError(
-            f"the patch is {patch.shape[1]}x{patch.shape[2]}; poisoning-benchmark takes {' or '.join(map(str, sides))} "
+            f"the patch is {list(parcel.patch.shape[1:])}; poisoning-benchmark takes {' or '.join(map(str, sides))} "
             f"pixels a side on images of {shape[2]} and ends without a result on others (strict=False writes it)"
         )
-    return patch.clone(), [parcel.place[1], parcel.place[0]]
+    return parcel.patch.detach().cpu().clone(), [parcel.place[1], parcel.place[0]]
 
 
-def _with_patch(parcel: Parcel, patch: Any, place: Any, where: str) -> Parcel:
+def _with_patch(parcel: Parcel, patch: Any, place: Any, where: str, shape: tuple[int, int, int]) -> Parcel:
     found = torch.tensor(patch) if isinstance(patch, np.ndarray) else patch
     if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim != 3:
         raise ValueError(f"{where}: the patch is no array [C, p, p] of numbers between 0 and 1")
-    column, row = _two(place, where)
-    assert parcel.target_images is not None
-    _, channels, height, width = parcel.target_images.shape
-    _check_place(found, (row, column), (channels, height, width))
-    return replace(parcel, patch=found.contiguous(), place=(row, column))
-
-
-def _two(place: Any, where: str) -> list[int]:
-    found = whole_numbers(place, f"{where}: place of the patch", 2)
-    if len(found) != 2:
-        raise ValueError(f"{where}: the place of the patch is {len(found)} numbers; expected column and row")
-    return found
-
-
-def _check_place(patch: Tensor, place: tuple[int, int], shape: tuple[int, int, int]) -> None:
-    channels, height, width = shape
-    (row, column), (depth, high, wide) = place, patch.shape
-    inside = 0 <= row <= height - high and 0 <= column <= width - wide and high > 0 < wide
-    if depth != channels or not inside:
-        raise ValueError(
-            f"a patch {list(patch.shape)} at row {row}, column {column} is not inside images {list(shape)}"
-        )
-    if not bool(((patch >= 0) & (patch <= 1)).all()):
-        raise ValueError("the values of the patch are not in [0, 1]")
+    begin = whole_numbers(place, f"{where}: place of the patch", 2)
+    if len(begin) != 2:
+        raise ValueError(f"{where}: the place of the patch is {len(begin)} numbers; expected column and row")
+    known_patch(found, (begin[1], begin[0]), shape, where)
+    return replace(parcel, patch=found.contiguous(), place=(begin[1], begin[0]))

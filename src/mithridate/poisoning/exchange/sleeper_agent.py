@@ -78,6 +78,7 @@ class SleeperAgent(Format):
                 target_images=torch.stack([image for image, _ in pairs]),
                 target_labels=torch.tensor([label for _, label in pairs]),
                 intended=torch.full((len(pairs),), intended),
+                notes={"trigger": "drawn on the target images"},
             )
 
     def recognises(self, path: Path) -> bool:

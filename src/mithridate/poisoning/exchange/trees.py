@@ -12,7 +12,6 @@ import torch
 
 from mithridate.core.data import ImageData
 from mithridate.core.safe_images import (
-    LIMITS,
     files_below,
     folder_name,
     inside,
@@ -26,6 +25,8 @@ from mithridate.poisoning.exchange.parcel import Parcel, Reference
 
 TABLE = "data.csv"
 _NAME = re.compile(r"(\d{1,12})\.png", re.IGNORECASE | re.ASCII)
+_LINE = 2**12
+"""Bytes of a line of a table at most."""
 _SETS = ("TRAIN", "VALIDATION", "TEST", "UNASSIGNED")
 
 # --- trees -----------------------------------------------------------------------------------------------------------
@@ -157,7 +158,7 @@ def read_table(path: Path, data: Reference) -> Parcel:
     table, train = path / TABLE, data.train
     labels = {name: label for label, name in enumerate(train.classes)}
     found: list[tuple[int, int, Path]] = []
-    for number, (part, name, label) in enumerate(_lines(table), 1):
+    for number, (part, name, label) in enumerate(_lines(table, len(train) + len(data.test)), 1):
         where = f"{table} line {number}"
         if part.upper() not in _SETS:
             raise ValueError(f"{where} begins with {part[:40]!r}; expected one of {', '.join(_SETS)}")
@@ -181,12 +182,14 @@ def _of_table(row: int, label: int, file: Path, train: ImageData, table: Path) -
     return Row(row, read_image(file, train.shape), label, where=str(file))
 
 
-def _lines(table: Path) -> Iterator[list[str]]:
-    text = read_limited(table, LIMITS.file_bytes * 4)
+def _lines(table: Path, most: int) -> Iterator[list[str]]:
+    text = read_limited(table, (most + 1) * _LINE)
     try:
-        for line in csv.reader(io.StringIO(text.decode("utf-8"), newline=""), strict=True):
+        for number, line in enumerate(csv.reader(io.StringIO(text.decode("utf-8"), newline=""), strict=True), 1):
             if len(line) != 3:
                 raise ValueError(f"{table} has a line of {len(line)} values; expected set,path,label")
+            if number > most:
+                raise ValueError(f"{table} has more than {most:,} lines, as many as there are images")
             yield line
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{table} is no table of set,path,label ({error})") from error

@@ -191,9 +191,9 @@ def _targets(parcel: Parcel, data: Reference) -> Finding:
     if rows is None:
         assert parcel.target_images is not None
         rows = _found(parcel.target_images, data.test)
-        if parcel.patch is not None:
-            return Finding("targets", "unknown", "target images that carry a patch are not looked for in the test set")
         if bool((rows < 0).any()):
+            if parcel.patch is not None or parcel.trigger is not None or "trigger" in parcel.notes:
+                return Finding("targets", "unknown", "target images carry a trigger, and the test set has them without")
             return Finding(
                 "targets", "fails", f"{int((rows < 0).sum())} of {len(rows)} target images are not in the test set"
             )
