@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # X as X: this package exports it
         Recipe as Recipe,
     )
     from mithridate.core.workers import processes as processes
-    from mithridate.experiments.audit import audit as audit
+    from mithridate.experiments.audit import audit as audit, dose as dose
     from mithridate.experiments.facts import TrialResult as TrialResult
     from mithridate.experiments.invert import invert as invert, invert_leak as invert_leak
     from mithridate.experiments.leaks import LeakTrial as LeakTrial
@@ -162,7 +162,7 @@ _HOME = {
     "core.sources": ("Arrays", "DataSource", "Digits", "Folder", "Hub", "Parquet", "TorchDataset"),
     "core.training": ("Fitted", "Learner", "Prediction", "Recipe"),
     "core.workers": ("processes",),
-    "experiments.audit": ("audit",),
+    "experiments.audit": ("audit", "dose"),
     "experiments.facts": ("TrialResult",),
     "experiments.invert": (
         "invert",

@@ -223,7 +223,15 @@ def test_another_schema_is_refused_and_both_named(tmp_path: Path) -> None:
         run_study([trial()], tmp_path, progress=False)
     path = next((tmp_path / "trials").glob("*/result.json"))
     write_json(path, read_json(path) | {"schema": 7})
-    with pytest.raises(ValueError, match="schema 7; this version reads 1"):
+    with pytest.raises(ValueError, match=r"results of schema 7, written by .*, reads schema 1: update mithridate"):
+        load_results(tmp_path)
+    write_json(path, read_json(path) | {"schema": 0, "environment": {"mithridate": "0.0.9"}})
+    with pytest.raises(
+        ValueError, match=r"schema 0, written by mithridate 0\.0\.9; .*: read them with mithridate 0\.0"
+    ):
+        load_results(tmp_path)
+    write_json(path, [])
+    with pytest.raises(ValueError, match="read them with the version that wrote them, or run the study again"):
         load_results(tmp_path)
 
 

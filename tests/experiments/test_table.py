@@ -350,7 +350,7 @@ def test_printed_names_are_not_read_as_markup():
 
 def test_no_trials_make_an_empty_table():
     assert str(table([])) == "no finished trials"
-    assert table([]).to_json() == {"rows": [], "verdict": [], "defenses": []}
+    assert table([]).to_json() == {"rows": [], "doses": [], "verdict": [], "defenses": []}
     assert table([]).to_csv().strip() == ""
 
 

@@ -19,13 +19,14 @@ from mithridate.cli.complaints import exit_code, message, plain_warnings
 from mithridate.cli.data import ProtectOptions, ScanOptions
 from mithridate.cli.exchanges import ExportOptions, ImportOptions, VerifyOptions
 from mithridate.cli.leaks import InvertOptions
-from mithridate.cli.pipelines import AuditOptions, CraftOptions
+from mithridate.cli.pipelines import AuditOptions, CraftOptions, DoseOptions
 from mithridate.cli.runs import ReportOptions, StudyOptions, TrialOptions
 
 # --- verbs -----------------------------------------------------------------------------------------------------------
 
 VERBS: dict[str, type] = {
     "audit": AuditOptions,
+    "dose": DoseOptions,
     "craft": CraftOptions,
     "invert": InvertOptions,
     "scan": ScanOptions,
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Returns:
-        The exit code: 0 done, 1 some trials failed, 2 a mistake in what was asked, 130 stopped with Ctrl-C.
+        The exit code: 0 done, 1 some trials failed, 2 a mistake in what was asked, 3 a condition of --fail-if holds or
+        could not be judged, 130 stopped with Ctrl-C.
     """
     texts = list(sys.argv[1:] if arguments is None else arguments)
     try:

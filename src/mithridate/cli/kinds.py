@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 Numbers = Annotated[
@@ -37,3 +37,11 @@ Text = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 Place = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
 Device = Annotated[str, arg(metavar="NAME")]
 Number = Annotated[int, arg(metavar="N")]
+Conditions = Annotated[
+    tuple[tuple[str, ...], ...], UseAppendAction, arg(metavar="CONDITION ...", help_behavior_hint="")
+]
+"""Conditions, several after one option or the option several times: none may be lost."""
+Formats = Annotated[
+    tuple[Literal["json", "csv", "parquet", "junit", "sarif", "tensorboard"], ...],
+    arg(metavar="NAME ...", help_behavior_hint=""),
+]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from mithridate.cli.kinds import Count, Device, Names, Number, Place
+from mithridate.cli.kinds import Conditions, Count, Device, Names, Number, Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,5 +63,9 @@ class InvertOptions:
     """Results folder. Default: runs/invert, with --leak runs/invert-leak."""
     plan: bool = False
     """Say what would run and for about how long; train nothing but take a few steps."""
+    fail_if: Conditions = ()
+    """Exit with code 3 if this holds for a row: "identified>0.1" for the measured share, "identified.low>0.1" only if
+    all of its interval lies above, "psnr>20"; "vs sparsify: identified>0.1" for these rows. Also ssim, gain, epsilon,
+    ...: docs/continuous-integration.md."""
     json: bool = False
     """Print JSON instead of text."""

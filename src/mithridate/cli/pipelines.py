@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from mithridate.cli.kinds import Count, Device, Names, Number, Numbers, Place, Text
+from mithridate.cli.kinds import Conditions, Count, Device, Names, Number, Numbers, Place, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,8 @@ class AuditOptions(Pipeline):
     """Clean rows held out for defences that need them: fine-tuning, fine-pruning, neural-cleanse."""
     trials: Count = None
     """Cases (targets) per cell, the same ones in every cell."""
+    until: Literal["decided"] | None = None
+    """decided: stop each comparison once it is shown, or hardly will be; trials is then the most."""
     victims: Count = None
     """Models trained on each poison."""
     clean_victims: Count = None
@@ -88,6 +90,28 @@ class AuditOptions(Pipeline):
     """Say what would run, for about how long, and what that many trials can show; train nothing but a short probe."""
     keep_models: bool = False
     """Keep the poisoned models as safetensors, with a loader beside them."""
+    fail_if: Conditions = ()
+    """Exit with code 3 if this holds for a row of an attack: "success>0.2" for the measured share, "success.low>0.2"
+    only if all of its interval lies above, "success.high>0.2" unless all lies below; "badnets vs mixup: success>0.2"
+    for these rows. Also accuracy, cost, recall, ...: docs/continuous-integration.md."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoseOptions(AuditOptions):
+    """How much poison it takes: an audit at doses that double, the dose that moves half of the targets, a plot.
+
+    The largest dose is the attack's own, or the one that --budget or --eps gives; several values there are the doses.
+    Without options: a backdoor and gradient matching on the digits, with a defence of each kind.
+    """
+
+    of: Literal["budget", "eps"] = "budget"
+    """What a dose is: poisoned images, or the largest change of a pixel."""
+    levels: Annotated[int, arg(metavar="N")] = 5
+    """Doses."""
+    factor: Annotated[float, arg(metavar="X")] = 2.0
+    """Each dose by the one before it."""
+    out: Place = None
+    """Results folder. Default: runs/dose."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import arg
 
-from mithridate.cli.kinds import Count, Device, Place
+from mithridate.cli.kinds import Conditions, Count, Device, Formats, Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,8 @@ class StudyOptions:
     """For example studies.witches_brew:small; the current folder is searched too."""
     limit: Count = None
     """Run only the first N trials."""
+    until: Literal["decided"] | None = None
+    """decided: stop each comparison of an attack or a defence once it is shown, or hardly will be."""
     device: Device = "cpu"
     """Where models run: cpu, cuda, cuda:1."""
     workers: Count = None
@@ -48,17 +50,31 @@ class StudyOptions:
     """Say what would run and for about how long; train nothing but a short probe."""
     keep_models: bool = False
     """Keep the poisoned models as safetensors, with a loader beside them."""
+    fail_if: Conditions = ()
+    """Exit with code 3 if this holds for a row: "success>0.2", "badnets vs mixup: success.high>20%"; as for audit, and
+    for leaks as for invert."""
     json: bool = False
     """Print the table as JSON instead of text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Print the table of a results folder and write its report, finished or not."""
+    """Print the table of a results folder and write its report, finished or not.
+
+    --format writes it for other programs as well.
+    """
 
     folder: Annotated[Path, tyro.conf.Positional, arg(metavar="FOLDER")]
     """Results folder of an audit or a study."""
+    format: Formats = ()
+    """json, csv, parquet (rows with all their numbers); junit (a test per row) and sarif (code scanning), which fail
+    where --fail-if holds; tensorboard (outcomes and training curves, a folder). They go beside the page, as
+    report.json, report.csv, report.parquet, report.junit.xml, report.sarif and tensorboard/."""
+    fail_if: Conditions = ()
+    """Exit with code 3 if this holds for a row: "success>0.2", "badnets vs mixup: success.high>20%"; as for audit, and
+    for leaks as for invert. Trials that failed or did not finish fail too."""
     out: Place = None
-    """The HTML file. Default: report.html in the folder."""
+    """The HTML file; default: report.html in the folder. With one --format: the file of that format, - for standard
+    output. With several: a folder for all of them and the page."""
     json: bool = False
     """Print the table as JSON instead of text."""

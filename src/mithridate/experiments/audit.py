@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mithridate.core.data import ImageData
 from mithridate.core.members import members_by
@@ -15,11 +15,12 @@ from mithridate.core.sources import Arrays, DataSource
 from mithridate.core.training import Learner
 from mithridate.core.workers import processes
 from mithridate.experiments.loader import write_loader
-from mithridate.experiments.panels import Panel, dosed, plan_audit
+from mithridate.experiments.panels import Panel, dosed, plan_audit, stepped
 from mithridate.experiments.presets import general_audit
 from mithridate.experiments.rehearsal import rehearse
 from mithridate.experiments.report import write_report
 from mithridate.experiments.scenarios import home_scenario, scenario, usual_threat
+from mithridate.experiments.sequential import run_until_decided
 from mithridate.experiments.store import Store
 from mithridate.experiments.study import Map, Pair, check_folder, load_results, run_study
 from mithridate.experiments.table import Table, table
@@ -72,6 +73,7 @@ def audit(
     workers: int = 1,
     device: str = "cpu",
     keep_models: bool = False,
+    until: Literal["decided"] | None = None,
     command: str | None = None,
 ) -> Audit:
     """Poisons a training pipeline, with and without defences, beside the controls; writes a report.
@@ -97,6 +99,7 @@ def audit(
         workers: Worker processes of one thread each; 1: this process, with the threads it has.
         device: Where models run.
         keep_models: Keep the poisoned victims, and write a loader for them.
+        until: "decided": stop each comparison once it is shown, or hardly will be; `trials` is then the most.
         command: What to run to repeat this, for the report.
 
     Raises:
@@ -115,7 +118,62 @@ def audit(
     )
     panels = dosed([panel.sized(trials, victims, clean_victims) for panel in panels], eps=eps, budget=budget)
     study = plan_audit(panels, source_of(train, test), seed=seed)
-    return run_audit(study, out, workers=workers, device=device, keep_models=keep_models, command=command)
+    return run_audit(study, out, workers=workers, device=device, keep_models=keep_models, until=until, command=command)
+
+
+def dose(
+    recipe: Learner,
+    train: ImageData | DataSource,
+    test: ImageData | None = None,
+    *,
+    attacks: Sequence[Attack],
+    defenses: Sequence[Stack] = (),
+    of: Literal["budget", "eps"] = "budget",
+    levels: int = 5,
+    factor: float = 2.0,
+    eps: float | None = None,
+    budget: float | None = None,
+    trials: int | None = None,
+    victims: int | None = None,
+    clean_victims: int | None = None,
+    seed: int = 0,
+    out: str | Path = "runs/dose",
+    workers: int = 1,
+    device: str = "cpu",
+) -> Audit:
+    """Runs attacks at geometric doses, on the same cases each time, and fits the dose that moves half of them.
+
+    ``table.doses()`` of what comes back has the fits, with and without each defence; the report shows the curves.
+
+    Args:
+        recipe: How your models are trained, as for `audit`.
+        train: Training images, or a data source that brings test images too.
+        test: Test images.
+        attacks: Their own dose is the largest, unless eps or budget says otherwise.
+        defenses: Each alone (a sequence inside is applied together).
+        of: What a dose is: poisoned images (budget) or the largest change of a pixel (eps).
+        levels: Doses.
+        factor: Each dose by the one before it.
+        eps: Largest change of a pixel in [0, 1], in place of the attacks' own.
+        budget: Fraction of the training set, in place of the attacks' own.
+        trials: Cases, the same at every dose. None: 20.
+        victims: Models trained on each poison.
+        clean_victims: Models trained on clean data.
+        seed: First seed of the cases.
+        out: Results folder. The same call resumes.
+        workers: As for `audit`.
+        device: Where models run.
+
+    Raises:
+        ValueError: Doses that are no ladder, or an attack that has no eps.
+        StudyErrors: Some trials failed; the others are finished.
+    """
+    panels = [
+        panel.sized(trials, victims, clean_victims) for panel in panels_of(recipe, attacks=attacks, defenses=defenses)
+    ]
+    steps = [step for panel in dosed(panels, eps=eps, budget=budget) for step in stepped(panel, of, levels, factor)]
+    study = plan_audit(steps, source_of(train, test), seed=seed)
+    return run_audit(study, out, workers=workers, device=device)
 
 
 def source_of(train: ImageData | DataSource, test: ImageData | None) -> DataSource:
@@ -182,6 +240,7 @@ def run_audit(
     workers: int = 1,
     device: str = "cpu",
     keep_models: bool = False,
+    until: Literal["decided"] | None = None,
     command: str | None = None,
     check: bool = True,
 ) -> Audit:
@@ -194,6 +253,7 @@ def run_audit(
             trials; of a single trial, the models of each fit.
         device: Where models run.
         keep_models: Keep the poisoned victims, and write a loader for them.
+        until: "decided": as `run_until_decided` does it.
         command: What to run to repeat this, for the report.
         check: Rehearse first.
 
@@ -207,10 +267,11 @@ def run_audit(
         rehearse(trials, device)
     work: Map = builtins.map if workers == 1 else processes(workers)
     alone = workers > 1 and len(trials) == 1
+    work_off = run_study if until is None else run_until_decided
     settings = {"device": device, "keep_models": keep_models, "command": command}
     try:
         with members_by(work) if alone else nullcontext():
-            pairs = run_study(trials, folder, map=builtins.map if alone else work, **settings)
+            pairs = work_off(trials, folder, map=builtins.map if alone else work, **settings)
     except RuntimeError:  # of failed trials: what is finished is worth a report
         if (folder / "trials").is_dir() and load_results(folder):
             write_report(folder)

@@ -5,6 +5,7 @@ Works on the plain JSON of trials and results, so that old results folders, othe
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,11 @@ class Cell:
         return canonical(
             {name: value for name, value in (DEFAULTS | self.setting).items() if name not in (*_UNITS, "adaptive")}
         )
+
+    @cached_property
+    def planned(self) -> int | None:
+        """Cases planned, where the study stopped comparisons once they were decided; None where it runs them all."""
+        return max((result.get("planned") or 0 for result in self.results), default=0) or None
 
     @cached_property
     def results(self) -> list[dict[str, Any]]:
@@ -202,6 +208,35 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
+def static_settings(trial: dict[str, Any]) -> dict[str, Any]:
+    """What a trial.json shares with the others of its cell."""
+    return {name: value for name, value in (DEFAULTS | trial).items() if name not in _UNITS}
+
+
+def cell_name(trial: dict[str, Any], fingerprint: str) -> str:
+    """Name of the cell of a trial, equal for all its seeds."""
+    units = static_settings(trial)
+    return hashlib.sha256(canonical(units | {"data": fingerprint}).encode()).hexdigest()[:16]
+
+
+def with_plan(pairs: Iterable[Pair], planned: dict[str, int] | None) -> list[Pair]:
+    """The pairs of a study that stopped comparisons once they were decided, each with how many cases its cell may have.
+
+    Args:
+        pairs: (trial.json, result.json).
+        planned: What ``study.json`` says: cases by `cell_name`; None or empty for a study that ran all.
+    """
+    if not planned:
+        return list(pairs)
+    return [
+        (
+            trial,
+            result | {"planned": planned.get(cell_name(trial, (result.get("data") or {}).get("fingerprint", "")), 0)},
+        )
+        for trial, result in pairs
+    ]
+
+
 def cells(pairs: Iterable[Pair]) -> list[Cell]:
     """Group finished trials; of two with the same seed the one with more victims stays (it includes the other).
 
@@ -212,7 +247,7 @@ def cells(pairs: Iterable[Pair]) -> list[Cell]:
     for trial, result in pairs:
         content = (result.get("data") or {}).get("fingerprint")
         trial = trial | ({"data": places.setdefault(content, trial["data"])} if content else {})
-        key = canonical({name: value for name, value in (DEFAULTS | trial).items() if name not in _UNITS})
+        key = canonical(static_settings(trial))
         group = groups.setdefault(key, {})
         seed = int(trial.get("seed", 0))
         if seed not in group or trial.get("victims", 1) > group[seed][0].get("victims", 1):

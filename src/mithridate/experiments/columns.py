@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,8 +47,9 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def flat(row: Row, adaptive: Row | None) -> dict[str, Any]:
-    """One line of a spreadsheet; `adaptive` is the row of the attacker who knows the defence."""
+def record(row: Row, adaptive: Row | None) -> dict[str, Any]:
+    """One line of a spreadsheet, None where nothing was measured; `adaptive` is the row of the attacker who knows the
+    defence."""
     line: dict[str, Any] = {name: getattr(row, name) for name in _NAMES}
     line |= {"budget": row.budget.limit, "poisons": row.budget.count, "bound": row.budget.bound}
     line |= {"trials": row.trials, "victims": row.victims, "successes": row.success.successes, "n": row.success.n}
@@ -70,7 +73,21 @@ def flat(row: Row, adaptive: Row | None) -> dict[str, Any]:
         line |= {f"{name} {end}": getattr(found, end, None) for end in ("low", "high")}
     line |= {"median_radius": row.certificate.median if row.certificate else None}
     line |= {"seconds": sum(row.seconds.values()), "warnings": "; ".join(row.warnings)}
-    return {key: "" if value is None else value for key, value in plain(line).items()}
+    return plain(line)
+
+
+def spreadsheet(records: Sequence[dict[str, Any]]) -> str:
+    """Records as CSV, the names of the columns first; empty = not measured.
+
+    >>> print(spreadsheet([{"attack": "badnets", "success": 0.5, "cost": None}]), end="")
+    attack,success,cost
+    badnets,0.5,
+    """
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(records[0]) if records else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
 
 
 # --- printed ---------------------------------------------------------------------------------------------------------

@@ -6,11 +6,13 @@ The p-values of a table are read together, so each is also adjusted (Holm) for t
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from mithridate.experiments import cells as grid
+from mithridate.experiments.anytime import anytime_paired, anytime_rate
 from mithridate.experiments.cells import Cell
 from mithridate.experiments.rates import rate
 from mithridate.experiments.statistics import (
@@ -126,6 +128,17 @@ def _comparisons(cell: Cell, others: Sequence[Cell]) -> Comparisons:
     return {name: versus for name, versus in found.items() if versus.paired.pairs}
 
 
+def planned_of(cell: Cell, other: Cell) -> int | None:
+    """Pairs of cases planned, where a comparison stops once it is decided; None where all are run."""
+    return min(cell.planned, other.planned) if cell.planned and other.planned else None
+
+
+def success_of(cell: Cell, eligible: dict[int, list[bool]] | None = None) -> Rate:
+    """Success of a cell, on all targets or on the eligible ones alone."""
+    outcomes = list(cell.outcomes("success", eligible).values())
+    return anytime_rate(outcomes) if cell.planned else rate(outcomes)
+
+
 def _versus(name: str, cell: Cell, other: Cell, more: Cell, less: Cell) -> Versus:
     """Compare `cell` with `other`; `more` is the one of the two that is expected to succeed more often."""
     seeds = list(grid.paired(cell, other))
@@ -134,9 +147,13 @@ def _versus(name: str, cell: Cell, other: Cell, more: Cell, less: Cell) -> Versu
     both = [seed for seed in seeds if high[seed] and low[seed]]
     if cell.goal == "availability":
         return _lowered(name, other, more, less)
-    paired, worse = paired_exact(first, second), paired_exact(second, first)
     margin = paired_margin([fmean(high[seed]) for seed in both], [fmean(low[seed]) for seed in both])
-    success = rate(list(other.outcomes("success").values()))
+    if planned := planned_of(cell, other):
+        paired, worse = anytime_paired(first, second, planned), anytime_paired(second, first, planned)
+        margin = dataclasses.replace(margin, p=math.nan, test="none: margins have no test that one may stop early")
+    else:
+        paired, worse = paired_exact(first, second), paired_exact(second, first)
+    success = success_of(other)
     return Versus(name, success, paired, worse, margin, paired.p, worse.p, margin.p)
 
 
@@ -144,6 +161,6 @@ def _lowered(name: str, other: Cell, more: Cell, less: Cell) -> Versus:
     """Compare accuracies; `more` is the cell whose attack is expected to lower them more. Cases do not pair victims."""
     low, high = more.accuracies(), less.accuracies()
     paired, worse = higher(high, low), higher(low, high)
-    success = rate(list(other.outcomes("success").values()))
+    success = success_of(other)
     margin = paired_margin([], [])
     return Versus(name, success, paired, worse, margin, paired.p, worse.p, margin.p, mean(other.accuracies()))

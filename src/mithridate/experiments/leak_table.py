@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 
 from mithridate.experiments import leak_cells as leaks, leak_words as words
 from mithridate.experiments.cells import Cell, Pair
-from mithridate.experiments.columns import plain
+from mithridate.experiments.columns import plain, spreadsheet
 from mithridate.experiments.labels import Labels, model_of
 from mithridate.experiments.rates import rate
 from mithridate.experiments.statistics import (
@@ -160,14 +159,13 @@ class LeakTable:
         headline = words.headline(self.rows)
         return {"headline": headline, "rows": rows, "verdict": self.verdict(), "defenses": self.defenses()}
 
+    def records(self) -> list[dict[str, Any]]:
+        """The columns of a spreadsheet, row by row. Shares and p-values are plain numbers; None = not measured."""
+        return [_record(row) for row in self.rows]
+
     def to_csv(self) -> str:
         """One line per row, for a spreadsheet. Shares and p-values are plain numbers; empty = not measured."""
-        lines = [_flat(row) for row in self.rows]
-        out = io.StringIO()
-        writer = csv.DictWriter(out, fieldnames=list(lines[0]) if lines else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-        return out.getvalue()
+        return spreadsheet(self.records())
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -331,7 +329,7 @@ def _adjusted(found: Sequence[Against], families: Sequence[bool]) -> list[Agains
 # --- out -------------------------------------------------------------------------------------------------------------
 
 
-def _flat(row: LeakRow) -> dict[str, Any]:
+def _record(row: LeakRow) -> dict[str, Any]:
     line: dict[str, Any] = {name: getattr(row, name) for name in _NAMES}
     line |= {"candidates": row.candidates, "epsilon": row.epsilon, "standing": words.standing(row)}
     for prefix, like in (("", row.found), ("control ", row.control)):
@@ -357,7 +355,7 @@ def _flat(row: LeakRow) -> dict[str, Any]:
     line |= {"label_accuracy": row.label_accuracy.value}
     line |= {"feature_distance": row.feature_distance.value if row.feature_distance else None}
     line |= {"seconds": row.seconds, "warnings": "; ".join(row.warnings)}
-    return {key: "" if value is None else value for key, value in plain(line).items()}
+    return plain(line)
 
 
 def print_leak_table(table: LeakTable, console: Console) -> None:

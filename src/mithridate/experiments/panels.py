@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from mithridate.core.balls import Ball, Linf, Sum
+from mithridate.core.schema import name_of
 from mithridate.core.sources import DataSource
 from mithridate.experiments.scenarios import Scenario
 from mithridate.experiments.trial import Trial
@@ -76,6 +77,36 @@ def dosed(
             for one_eps, one_budget in itertools.product(_several(eps), _several(budget))
         )
     )
+
+
+def stepped(panel: Panel, of: Literal["budget", "eps"] = "budget", levels: int = 5, factor: float = 2.0) -> list[Panel]:
+    """Returns the panel at geometric doses, the smallest first, its own dose the largest.
+
+    Raises:
+        ValueError: Too few levels, a factor that is none, or an attack whose images have no eps.
+
+    >>> from mithridate.experiments.presets import digits_audit
+    >>> [panel.threat.budget for panel in stepped(digits_audit()[0], levels=3)]
+    [0.005, 0.01, 0.02]
+    """
+    if levels < 3 or factor <= 1:
+        raise ValueError(f"{levels} doses, each {factor:g} times the last, are no ladder; give 3 or more, above 1")
+    shares = [factor ** (level + 1 - levels) for level in range(levels)]
+    if of == "budget":
+        return dosed([panel], budget=[panel.threat.budget * share for share in shares])
+    eps = _eps(panel.threat.ball)
+    if eps is None:
+        raise ValueError(
+            f"{name_of(panel.attack)} changes images by no eps ({panel.threat.ball}); vary its budget (--of budget), "
+            "or name an eps it may use (--eps)"
+        )
+    return dosed([panel], eps=[eps * share for share in shares])
+
+
+def _eps(ball: Ball) -> float | None:
+    if isinstance(ball, Sum):
+        return next((eps for part in ball.balls if (eps := _eps(part)) is not None), None)
+    return ball.eps if isinstance(ball, Linf) else None
 
 
 def _several(value: float | Sequence[float] | None) -> Sequence[float | None]:

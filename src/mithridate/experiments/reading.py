@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from mithridate.experiments.cells import Pair
+from mithridate.experiments.cells import Pair, with_plan
 
 T = TypeVar("T")
 SCHEMA = 1
@@ -48,19 +48,24 @@ def gather(folder: Path, make: Callable[[Iterable[Pair]], T], belongs: Callable[
     trials = sorted(path for path in folder.glob("trials/*") if path.is_dir())
     if not trials:
         raise ValueError(f"{folder} has no trials/ folder with trials in it; expected the results folder of a study")
+    study, problems = _study(folder)
     read = [_sorted_out(_read_trial(path), belongs) for path in trials]
+    read = [one._replace(pair=with_plan([one.pair], study.get("planned"))[0]) if one.pair else one for one in read]
     try:
         made = make(pair for pair, _, _ in read if pair)
     except DAMAGED:  # one of them at least; look at each alone
         read = [_checked(trial, make) for trial in read]
         made = make(pair for pair, _, _ in read if pair)
-    problems = [problem for _, problem, _ in read if problem]
-    study: dict[str, Any] = {}
-    try:
-        study = dict(json.loads((folder / "study.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        problems.append(f"study.json cannot be read ({type(error).__name__}); the command is not known")
+    problems += [problem for _, problem, _ in read if problem]
     return Gathered([pair for pair, _, _ in read if pair], problems, study, made)
+
+
+def _study(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """study.json, and a line where it cannot be read."""
+    try:
+        return dict(json.loads((folder / "study.json").read_text(encoding="utf-8"))), []
+    except (OSError, ValueError) as error:
+        return {}, [f"study.json cannot be read ({type(error).__name__}); the command is not known"]
 
 
 def _read_trial(path: Path) -> Read:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mithridate.experiments import certified, epochs, headline, pages, pictures, words
+from mithridate.experiments import certified, dose_pictures, epochs, headline, pages, pictures, words
 from mithridate.experiments.cautions import cautions
 from mithridate.experiments.cells import Pair
 from mithridate.experiments.drilldown import Thumbnails, drilldown
@@ -103,6 +103,7 @@ def render(collected: Collected, folder: Path) -> str:
             certified_pictures=certified.pictures(curves, "certified"),
             guarantees=certified.guarantees(rows),
             epochs=epochs.pictures(rows, "epochs"),
+            doses=dose_pictures.pictures(collected.table.doses(), "doses"),
             exhibits=exhibits(attacks, folder),
             drills=drilldown(rows, thumbnails),
             thumbnails=thumbnails.symbols(),
@@ -123,6 +124,14 @@ def render(collected: Collected, folder: Path) -> str:
 
 def _power(attacks: Sequence[Row]) -> list[str]:
     """What the numbers of cases in this study can show."""
+    if most := max((row.cell.planned or 0 for row in attacks), default=0):
+        sentence = (
+            f"Comparisons were stopped once they were decided, after {most} cases at the latest. Their p-values "
+            "(a mixture martingale, and the exact test of all cases with the rest of the level) and the intervals of "
+            "rates hold at whatever case one stops; they are wider than those of a study of fixed size. Margins are "
+            "not tested."
+        )
+        return [sentence]
     numbers = sorted(
         {(row.against.paired.pairs, row.against.comparisons) for row in attacks if row.against and row.against.exact}
     )

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from mithridate.core.progress import quiet
+from mithridate import __version__
 from mithridate.core.schema import SCHEMA, from_json, resolve, to_json
+from mithridate.experiments.cells import with_plan
 from mithridate.experiments.facts import versions
 from mithridate.experiments.files import locked, read_json, write_json
 from mithridate.experiments.job import Job
 from mithridate.experiments.leaks import LeakTrial
-from mithridate.experiments.store import STAGES, Store
+from mithridate.experiments.live import shown
+from mithridate.experiments.store import STAGES, UNREADABLE, Store
 from mithridate.experiments.trial import Trial
 
 Pair = tuple[dict[str, Any], dict[str, Any]]
@@ -107,10 +105,11 @@ def run_study(
     store = Store(check_folder(Path(folder)))
     named = identify(trials, store, device)
     fingerprints = {store.data(trial.data, device).fingerprint for trial in named.values()}
-    register(store, fingerprints, command, kind_of(named.values()))
+    study = register(store, fingerprints, command, kind_of(named.values()))
     errors: dict[str, dict[str, str]] = {}
     try:
-        with _shown(len(named), sum(store.finished(name) for name in named), progress) as tell:
+        finished = sum(store.finished(name) for name in named)
+        with shown(len(named), finished, lambda name: store.result(name)[1], progress=progress) as tell:
             for wait in (False, True):  # first what no other process is at, then wait for what they are at
                 work = partial(run_one, store=store, device=device, keep_models=keep_models, wait=wait)
                 missing = {n: t for n, t in named.items() if n not in errors and not store.finished(n)}
@@ -119,7 +118,7 @@ def run_study(
                     if (error := _noted(outcome, name, trial, store)) is not None:
                         errors[name] = error
                     if error is not None or outcome == DONE:
-                        tell(trial, error)
+                        tell(name, trial, error)
     except KeyboardInterrupt:
         done = sum(store.finished(name) for name in named)
         raise KeyboardInterrupt(
@@ -127,7 +126,7 @@ def run_study(
         ) from None
     if errors:
         raise StudyErrors(store.folder, list(errors.values()), finished=len(named) - len(errors))
-    return [store.result(name) for name in named]
+    return with_plan([store.result(name) for name in named], study.get("planned"))
 
 
 def run_one(item: tuple[str, Job], *, store: Store, device: str, keep_models: bool, wait: bool) -> str | dict[str, str]:
@@ -192,12 +191,33 @@ def load_results(folder: str | Path) -> list[Pair]:
     found = []
     for path in sorted((folder / "trials").glob("*/result.json")):
         trial, result = read_json(path.with_name("trial.json")), read_json(path)
-        if result.get("schema") != SCHEMA:
-            raise ValueError(
-                f"{path} has schema {result.get('schema')}; this version reads {SCHEMA}: use another --out"
-            )
+        check_schema(folder, result)
         found.append((trial, result))
-    return found
+    try:
+        study = read_json(folder / "study.json")
+    except UNREADABLE:  # reports list it
+        study = {}
+    return with_plan(found, study.get("planned"))
+
+
+def check_schema(folder: Path, result: Any) -> None:
+    """Checks that this version reads a ``result.json``.
+
+    Raises:
+        ValueError: It has another schema; the message says which, who wrote it and what to do.
+    """
+    content = result if isinstance(result, dict) else {}
+    schema, facts = content.get("schema"), content.get("environment")
+    if schema == SCHEMA:
+        return
+    version = facts.get("mithridate") if isinstance(facts, dict) else None
+    writer = f"mithridate {version}" if version else "the version that wrote them"
+    newer = isinstance(schema, int) and schema > SCHEMA
+    todo = "update mithridate" if newer else f"read them with {writer}, or run the study again into another folder"
+    raise ValueError(
+        f"{folder} holds results of schema {schema}{f', written by mithridate {version}' if version else ''}; this "
+        f"version, {__version__}, reads schema {SCHEMA}: {todo}"
+    )
 
 
 def load_errors(folder: str | Path) -> list[dict[str, str]]:
@@ -272,8 +292,21 @@ def check_folder(folder: Path) -> Path:
     return folder
 
 
-def register(store: Store, fingerprints: set[str], command: str | None, kind: str = Trial.kind) -> None:
-    """Compares the folder's ``study.json`` with this study, and writes it.
+def register(
+    store: Store,
+    fingerprints: set[str],
+    command: str | None,
+    kind: str = Trial.kind,
+    planned: dict[str, int] | None = None,
+) -> dict[str, Any]:
+    """Compares the folder's ``study.json`` with this study, writes it and returns it.
+
+    Args:
+        store: The results folder.
+        fingerprints: Of the data.
+        command: What runs the study again; None: what is there.
+        kind: Of the trials.
+        planned: Of a study that stops comparisons once they are decided: cases by `cells.cell_name`.
 
     Raises:
         ValueError: Other data, another schema or trials of another kind; the message names both.
@@ -306,7 +339,10 @@ def register(store: Store, fingerprints: set[str], command: str | None, kind: st
             "versions": versions(),
             "command": command if command is not None else old.get("command"),
         }
+        if planned or old.get("planned"):
+            new["planned"] = (old.get("planned") or {}) | (planned or {})
         write_json(path, new)
+    return new
 
 
 def _compare_versions(folder: Path, old: dict[str, str]) -> None:
@@ -337,25 +373,3 @@ def _noted(outcome: Any, name: str, trial: Job, store: Store) -> dict[str, str] 
         write_json(store.trial_folder(name) / "trial.json", to_json(trial))
         return _store_error(outcome, name, trial, store)
     return outcome if isinstance(outcome, dict) else None
-
-
-# --- progress --------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _shown(total: int, done: int, progress: bool) -> Iterator[Callable[[Job, dict[str, str] | None], None]]:
-    """Shows how far a study is: a bar on a terminal, a line per trial elsewhere."""
-    console = Console(stderr=True, quiet=not progress, highlight=False, markup=False, soft_wrap=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with quiet(), Progress(*columns, console=console, disable=not (progress and console.is_terminal)) as bar:
-        task = bar.add_task("trials", total=total, completed=done)
-
-        def tell(trial: Job, error: dict[str, str] | None) -> None:
-            nonlocal done
-            done += 1
-            bar.update(task, advance=1, description=trial.label())
-            if error is not None or not console.is_terminal:
-                failed = "" if error is None else f": failed: {error['type']}: {error['message']}"
-                console.print(f"[{done}/{total}] {trial.label()}{failed}")
-
-        yield tell

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 from collections.abc import Iterable, Sequence
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.experiments import cells as grid, words
 from mithridate.experiments.cells import Cell, Pair
-from mithridate.experiments.columns import RIGHT, WHOLE, entries, flat, plain, share, side_by_side
-from mithridate.experiments.compare import Comparisons, Versus as Versus, against, compared
+from mithridate.experiments.columns import RIGHT, WHOLE, entries, plain, record, share, side_by_side, spreadsheet
+from mithridate.experiments.compare import Comparisons, Versus as Versus, against, compared, success_of
+from mithridate.experiments.doses import DoseResponse, dose_responses
 from mithridate.experiments.labels import Labels
 from mithridate.experiments.proofs import Certificate as Certificate, Detection as Detection, certificate, detection
-from mithridate.experiments.rates import rate
 from mithridate.experiments.statistics import Mean, Rate, mean
 from mithridate.experiments.threats import Budget
 
@@ -112,6 +111,10 @@ class Table:
         """One sentence per attack cell: what it did, what its control did, and whether that is shown to be more."""
         return [words.verdict(row, self.rows) for row in self.rows if not row.control]
 
+    def doses(self) -> list[DoseResponse]:
+        """How much poison each attack takes, where it was run at three doses or more."""
+        return dose_responses(self.rows)
+
     def defenses(self) -> list[str]:
         """One line per defence: whether it helps against each attack, and what it costs."""
         return words.defense_lines(self.rows)
@@ -119,16 +122,16 @@ class Table:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: rows with all their numbers, and the sentences."""
         rows = [plain(row) | {"adaptive_success": plain(share(self.adaptive_of(row)))} for row in self.rows]
-        return {"rows": rows, "verdict": self.verdict(), "defenses": self.defenses()}
+        doses = [found.to_json() for found in self.doses()]
+        return {"rows": rows, "doses": doses, "verdict": self.verdict(), "defenses": self.defenses()}
+
+    def records(self) -> list[dict[str, Any]]:
+        """The columns of a spreadsheet, row by row. Shares and p-values are plain numbers; None = not measured."""
+        return [record(row, self.adaptive_of(row)) for row in self.rows]
 
     def to_csv(self) -> str:
         """One line per row, for a spreadsheet. Shares and p-values are plain numbers; empty = not measured."""
-        lines = [flat(row, self.adaptive_of(row)) for row in self.rows]
-        out = io.StringIO()
-        writer = csv.DictWriter(out, fieldnames=list(lines[0]) if lines else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-        return out.getvalue()
+        return spreadsheet(self.records())
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -168,8 +171,8 @@ def _row(cell: Cell, others: Sequence[Cell], labels: Labels, versus: Comparisons
         budget=Budget.of(cell.setting, cell.results),
         trials=sum(bool(values) for values in success.values()),
         victims=sum(len(result["outcome"].get("success") or ()) for result in cell.results),
-        success=_success(cell, success),
-        eligible=None if right is None else rate(list(cell.outcomes("success", right).values())),
+        success=_success(cell),
+        eligible=None if right is None else success_of(cell, right),
         margin=mean([fmean(values) for values in margins.values() if values]),
         versus=versus,
         accuracy=mean(cell.accuracies()),
@@ -186,9 +189,9 @@ def _row(cell: Cell, others: Sequence[Cell], labels: Labels, versus: Comparisons
     )
 
 
-def _success(cell: Cell, outcomes: dict[int, list[float]]) -> Rate:
+def _success(cell: Cell) -> Rate:
     """Success with its interval; where test images should come out wrong, over models: these are what was drawn."""
-    found = rate(list(outcomes.values()))
+    found = success_of(cell)
     if cell.goal != "availability":
         return found
     spread = mean(cell.wrong())
@@ -233,5 +236,6 @@ def print_table(table: Table, console: Console) -> None:
         console.print(Text(scene.title, style="bold"))
         console.print(drawn)
         console.print()
-    for sentence in (*table.verdict(), *table.defenses()):
+    halves = [sentence for found in table.doses() for sentence in found.sentences()]
+    for sentence in (*halves, *table.verdict(), *table.defenses()):
         console.print(Text(f"* {sentence}"))

@@ -136,8 +136,7 @@ def _scene(found: list[Row], rows: Sequence[Row]) -> Scene:
     row = max(found, key=lambda r: (r.budget.count, not r.control))
     attack = next((r for r in found if not r.control), row)
     name = ", ".join(filter(None, (row.scenario, access(attack, rows), row.data, row.model)))
-    goal = {"backdoor": "backdoor", "availability": "accuracy"}.get(row.goal, "chosen targets")
-    title = f"{_capital(name)}: {goal}, {row.budget}"
+    title = f"{_capital(name)}: {aim(row)}, {row.budget}"
     return Scene(title, threat_sentences(attack.settings, row.budget), found)
 
 
@@ -174,6 +173,16 @@ def _left(row: Row) -> tuple[str, str]:
 def subject(row: Row) -> str:
     """What the outcomes of a row are of."""
     return {"backdoor": "triggered images", "availability": "test images wrong"}.get(row.goal, "targets")
+
+
+def subjects(row: Row) -> str:
+    """What the independent cases of a row are."""
+    return "targets" if row.goal == "misclassify" else "poisons"
+
+
+def aim(row: Row) -> str:
+    """What the attack of a row is about."""
+    return {"backdoor": "backdoor", "availability": "accuracy"}.get(row.goal, "chosen targets")
 
 
 def _units(row: Row) -> str:

@@ -15,6 +15,7 @@ from mithridate.core.schema import name_of, parse
 from mithridate.core.sources import source
 from mithridate.core.training import Recipe
 from mithridate.experiments import invert as inverting
+from mithridate.experiments.gates import Condition
 from mithridate.experiments.invert import each_cell_once, invert_leak, one_step, plan_invert, run_invert
 from mithridate.experiments.leak_report import write_leak_report
 from mithridate.experiments.leak_table import LeakTable, leak_table, print_leak_table
@@ -25,7 +26,8 @@ from mithridate.experiments.study import Pair, check_folder, identify
 from mithridate.inversion.attack import Inversion
 from mithridate.inversion.client import LeakDefense
 from mithridate.inversion.leak import Leak
-from mithridate.verbs.terminal import say, start_torch
+from mithridate.verbs.gates import check_gates, gate, read_gates
+from mithridate.verbs.terminal import Show, say, start_torch
 
 if TYPE_CHECKING:
     from mithridate.cli.leaks import InvertOptions
@@ -39,6 +41,7 @@ PROBE = 5
 
 def invert(options: InvertOptions, command: str) -> int:
     """Does what `mithridate invert` says."""
+    gates = read_gates(options.fail_if, LeakTrial.kind)
     workers = start_torch(options.device, options.workers)
     attacks = _attacks(options)
     if options.leak is not None:
@@ -58,10 +61,11 @@ def invert(options: InvertOptions, command: str) -> int:
         cases=inverting.CASES if options.cases is None else options.cases,
         seed=options.seed,
     )
+    check_gates(gates, trials)
     folder = options.out or inverting.FOLDER
     if options.plan:
         return plan_leaks(trials, folder, workers, options.device)
-    return run_leaks(trials, folder, workers, options, command)
+    return run_leaks(trials, folder, workers, options, command, gates)
 
 
 def recipes(options: InvertOptions) -> list[Recipe]:
@@ -96,6 +100,7 @@ def _one_leak(options: InvertOptions, attacks: Sequence[Inversion], workers: int
     assert options.leak is not None
     measured = ("batch", "cases", "defenses", "epochs", "start_from", "size", "per_class")
     idle = [f"--{name.replace('_', '-')}" for name in measured if getattr(options, name) is not None]
+    idle += ["--fail-if"] * bool(options.fail_if)
     if idle:
         raise ValueError(f"{idle[0]} is about simulated clients, but --leak comes from a real one; leave it out")
     folder = options.out or Path("runs/invert-leak")
@@ -115,21 +120,28 @@ def _one_leak(options: InvertOptions, attacks: Sequence[Inversion], workers: int
 # --- what study, trial and report do with leaks ----------------------------------------------------------------------
 
 
-def run_leaks(trials: Sequence[LeakTrial], folder: Path, workers: int, options: Running, command: str) -> int:
-    """Inverts leaks and prints their table."""
+def run_leaks(
+    trials: Sequence[LeakTrial],
+    folder: Path,
+    workers: int,
+    options: Running,
+    command: str,
+    gates: Sequence[Condition] = (),
+) -> int:
+    """Inverts leaks, prints their table and judges it."""
     done = run_invert(trials, folder, workers=workers, device=options.device, command=command)
     print_leaks(done.table, as_json=options.json)
     say(f"report: {done.report}", aside=options.json)
     say(f"again:  {command}", aside=options.json)
-    return 0
+    return gate(gates, done.table)
 
 
-def report_leaks(pairs: Sequence[Pair], folder: Path, out: Path | None, *, as_json: bool) -> int:
-    """Writes the report of a folder of inverted leaks and prints their table."""
+def report_leaks(pairs: Sequence[Pair], folder: Path, out: Path | None, *, show: Show) -> Path:
+    """Writes the report of a folder of inverted leaks, shows their table and returns where the page is."""
     path = write_leak_report(folder, out)
-    print_leaks(leak_table(pairs), as_json=as_json)
-    say(f"report: {path}", aside=as_json)
-    return 0
+    if show != "nothing":
+        print_leaks(leak_table(pairs), as_json=show == "json")
+    return path
 
 
 # --- from results to text --------------------------------------------------------------------------------------------

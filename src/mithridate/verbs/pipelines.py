@@ -18,6 +18,7 @@ from mithridate.core.workers import processes
 from mithridate.experiments import audit as audits
 from mithridate.experiments.audit import Audit, run_audit
 from mithridate.experiments.cells import CONTROLS
+from mithridate.experiments.gates import Condition
 from mithridate.experiments.loader import FILE
 from mithridate.experiments.panels import Panel, dosed, plan_audit
 from mithridate.experiments.plan import plan
@@ -32,7 +33,8 @@ from mithridate.experiments.trial import Trial
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.defense import Defense
 from mithridate.poisoning.threat import FixedCase
-from mithridate.verbs.terminal import say, start_torch
+from mithridate.verbs.gates import check_gates, gate, read_gates
+from mithridate.verbs.terminal import Show, say, start_torch
 
 if TYPE_CHECKING:
     from mithridate.cli.pipelines import AuditOptions, CraftOptions
@@ -49,17 +51,29 @@ EXAMPLE = 0.25
 
 def audit(options: AuditOptions, command: str) -> int:
     """Does what `mithridate audit` says."""
-    workers = start_torch(options.device, options.workers)
     panels, data = audit_panels(options)
+    return run_panels(panels, data, options, options.out or audits.FOLDER, command)
+
+
+def run_panels(panels: Sequence[Panel], data: DataSource, options: AuditOptions, folder: Path, command: str) -> int:
+    """Runs panels into a folder, or says what would run."""
+    gates = read_gates(options.fail_if, Trial.kind)
+    workers = start_torch(options.device, options.workers)
     trials = plan_audit(panels, data, seed=options.seed)
-    folder = options.out or audits.FOLDER
+    check_gates(gates, trials)
     if options.plan:
         rehearse(trials, options.device)
         return print_plan(trials, folder, workers, options.device, [panel.trials for panel in panels])
     done = run_audit(
-        trials, folder, workers=workers, device=options.device, keep_models=options.keep_models, command=command
+        trials,
+        folder,
+        workers=workers,
+        device=options.device,
+        keep_models=options.keep_models,
+        until=options.until,
+        command=command,
     )
-    return print_audit(done, command, as_json=options.json)
+    return print_audit(done, command, as_json=options.json) or gate(gates, done.table)
 
 
 def craft(options: CraftOptions, command: str) -> int:
@@ -89,12 +103,25 @@ def craft(options: CraftOptions, command: str) -> int:
 # --- what study, trial and report do with poisoning trials -----------------------------------------------------------
 
 
-def run_poisonings(trials: Sequence[Trial], folder: Path, workers: int, options: Running, command: str) -> int:
-    """Runs poisoning trials and prints their table."""
+def run_poisonings(
+    trials: Sequence[Trial],
+    folder: Path,
+    workers: int,
+    options: Running,
+    command: str,
+    gates: Sequence[Condition] = (),
+) -> int:
+    """Runs poisoning trials, prints their table and judges it."""
     done = run_audit(
-        trials, folder, workers=workers, device=options.device, keep_models=options.keep_models, command=command
+        trials,
+        folder,
+        workers=workers,
+        device=options.device,
+        keep_models=options.keep_models,
+        until=getattr(options, "until", None),
+        command=command,
     )
-    return print_audit(done, command, as_json=options.json)
+    return print_audit(done, command, as_json=options.json) or gate(gates, done.table)
 
 
 def plan_poisonings(trials: Sequence[Trial], folder: Path, workers: int, device: str) -> int:
@@ -103,12 +130,12 @@ def plan_poisonings(trials: Sequence[Trial], folder: Path, workers: int, device:
     return print_plan(trials, folder, workers, device, [len({trial.seed for trial in trials})])
 
 
-def report_poisonings(pairs: Sequence[Pair], folder: Path, out: Path | None, *, as_json: bool) -> int:
-    """Writes the report of a folder of poisoning trials and prints their table."""
+def report_poisonings(pairs: Sequence[Pair], folder: Path, out: Path | None, *, show: Show) -> Path:
+    """Writes the report of a folder of poisoning trials, shows their table and returns where the page is."""
     path = write_report(folder, out)
-    print_results(table(pairs), as_json=as_json)
-    say(f"report: {path}", aside=as_json)
-    return 0
+    if show != "nothing":
+        print_results(table(pairs), as_json=show == "json")
+    return path
 
 
 # --- from text to objects --------------------------------------------------------------------------------------------

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from mithridate.experiments.exports import TENSORBOARD, content_of, export, findings, is_text, place_of
 from mithridate.experiments.files import read_json
 from mithridate.experiments.job import Job
 from mithridate.experiments.leaks import LeakTrial
 from mithridate.experiments.study import definition, kind_of, load_results, read_trial
 from mithridate.experiments.trial import Trial
+from mithridate.verbs.gates import check_gates, gate, read_gates
 from mithridate.verbs.leaks import plan_leaks, report_leaks, run_leaks
 from mithridate.verbs.pipelines import plan_poisonings, report_poisonings, run_poisonings
-from mithridate.verbs.terminal import start_torch
+from mithridate.verbs.terminal import Show, say, start_torch
 
 if TYPE_CHECKING:
     from mithridate.cli.runs import ReportOptions, StudyOptions, TrialOptions
@@ -24,7 +27,7 @@ class Kind(NamedTuple):
 
     run: Callable[..., int]
     plan: Callable[..., int]
-    report: Callable[..., int]
+    report: Callable[..., Path]
 
 
 KINDS: dict[str, Kind] = {
@@ -50,15 +53,64 @@ def study(options: StudyOptions, command: str) -> int:
         raise ValueError(f"{options.function} returned no trials")
     folder = options.out or Path("runs") / options.function.rpartition(".")[2].replace(":", "-").replace("_", "-")
     kind = KINDS[kind_of(trials)]
+    if options.until and kind is not KINDS[Trial.kind]:
+        raise ValueError(f"--until {options.until} compares poisoning trials case by case; leave it out for these")
+    gates = read_gates(options.fail_if, kind_of(trials))
+    check_gates(gates, trials)
     if options.plan:
         return kind.plan(trials, folder, workers, options.device)
-    return kind.run(trials, folder, workers, options, command)
+    return kind.run(trials, folder, workers, options, command, gates)
 
 
 def report(options: ReportOptions, command: str) -> int:
     """Does what `mithridate report` says."""
+    places = places_of(options)
     pairs = load_results(options.folder)
     kinds = {result.get("kind", Trial.kind) for _, result in pairs} or {Trial.kind}
     if len(kinds) > 1:
         raise ValueError(f"{options.folder} holds results of several kinds ({', '.join(sorted(kinds))}); separate them")
-    return KINDS[kinds.pop()].report(pairs, options.folder, options.out, as_json=options.json)
+    kind = kinds.pop()
+    gates = read_gates(options.fail_if, kind)
+    show: Show = "nothing" if places.printed else ("json" if options.json else "text")
+    page = KINDS[kind].report(pairs, options.folder, places.page, show=show)
+    say(f"report: {page}", aside=show != "text")
+    if not (options.format or gates):
+        return 0
+    found = findings(options.folder, kind, gates, page)
+    for name, path in places.files.items():
+        say(f"{name}: {export(found, name, path)}", aside=show != "text")
+    for name in places.printed:
+        sys.stdout.write(content_of(found, name).decode())
+    return gate(gates, found.table, found.unfinished)
+
+
+class Places(NamedTuple):
+    """Where a report goes."""
+
+    page: Path | None
+    """The HTML page; None: its usual place."""
+    files: dict[str, Path]
+    """By format."""
+    printed: tuple[str, ...]
+    """The format that goes to standard output instead."""
+
+
+def places_of(options: ReportOptions) -> Places:
+    """Returns where the formats that were asked for go.
+
+    Raises:
+        ValueError: They cannot go there.
+    """
+    names, out = tuple(dict.fromkeys(options.format)), options.out
+    if out == Path("-"):
+        if len(names) != 1 or not is_text(names[0]) or options.json:
+            raise ValueError("--out - prints one format that is text: json, csv, junit or sarif; name it with --format")
+        return Places(None, {}, names)
+    if len(names) > 1 and out is not None:
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"{out} is a file; {len(names)} formats need a folder (--out)")
+        return Places(out / "report.html", {name: place_of(name, out) for name in names}, ())
+    if not names or out is None:
+        return Places(out, {name: place_of(name, options.folder) for name in names}, ())
+    name = names[0]
+    return Places(None, {name: place_of(name, out) if name != TENSORBOARD and out.is_dir() else out}, ())

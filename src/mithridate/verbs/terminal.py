@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import torch
 from rich.console import Console
 
 MOST_WORKERS = 8
 """Worker processes that are started without being asked: each holds a torch of its own in memory."""
+
+Show = Literal["text", "json", "nothing"]
+"""What of a table goes to standard output."""
 
 
 def start_torch(device: str, workers: int | None) -> int:
