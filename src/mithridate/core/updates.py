@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def step_decay(progress: float, drops: Sequence[float] = DROPS) -> float:
     return 0.1 ** sum(progress >= share for share in drops)
 
 
-def _per_image(numbers: Tensor, params: Tensor) -> Tensor:
+def per_image(numbers: Tensor, params: Tensor) -> Tensor:
     """Views one number per image, [P], so that it spreads over parameters [P, ...]."""
     return numbers.view(-1, *(1,) * (params.ndim - 1))
 
@@ -49,12 +49,14 @@ class Stepper(ABC):
 
 
 class Update(Choice, ABC):
-    """How a search moves.
+    """How a search moves. Those that climb a model's loss in ways of their own are in `steps`.
 
     >>> from mithridate.core.schema import parse
     >>> parse(Update, "signed-adam:lr=1/40").lr
     0.025
     """
+
+    home: ClassVar[str] = "mithridate.core.steps"  # which imports this module: all members
 
     @abstractmethod
     def begin(self, base: Tensor, rng: torch.Generator) -> Stepper:
@@ -224,14 +226,12 @@ class _SignStepper(Stepper):
         self.update, self.rng = update, rng
 
     def step(self, params: Tensor, value: Tensor, gradient: Tensor, progress: float) -> Tensor:
-        low, high = self.update.low, self.update.high
-        draw = torch.rand(len(params), generator=self.rng).to(params.device)
-        return params - _per_image(low + (high - low) * draw, params) * gradient.sign()
+        return params - per_image(self.update.lengths(len(params), self.rng).to(params), params) * gradient.sign()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SignStep(Update):
-    """A step against the sign of the gradient, its length drawn from [low, high] per image and step; equal ends: PGD.
+    """A step against the sign of the gradient, its length drawn from [low, high] at every step; equal ends: PGD.
 
     Reference: Madry et al. "Towards Deep Learning Models Resistant to Adversarial Attacks". ICLR 2018. arXiv
     1706.06083; random steps: Chiang et al. "WITCHcraft: Efficient PGD attacks with random step size". ICASSP 2020.
@@ -245,6 +245,13 @@ class SignStep(Update):
     """Shortest step in pixels of [0, 1]."""
     high: float = 2 / 255
     """Longest step."""
+    shared: bool = False
+    """Whether one length is drawn for all images of a step, in place of one for each."""
+
+    def lengths(self, count: int, rng: torch.Generator) -> Tensor:
+        """Returns the lengths of the next step, one per image: [count]."""
+        draw = torch.rand(1 if self.shared else count, generator=rng).expand(count)
+        return self.low + (self.high - self.low) * draw
 
     def begin(self, base: Tensor, rng: torch.Generator) -> Stepper:
         return _SignStepper(self, rng)
@@ -270,10 +277,10 @@ class _ForwardBackwardStepper(Stepper):
         total = value + beta / 2 * (params - self.base).square_().sum(pixels) if beta else value
         better = total <= self.best + self.update.tolerance * self.best.abs()
         self.best = torch.minimum(total, self.best)
-        self.accepted = torch.where(_per_image(better, params), params, accepted)
-        self.slope = torch.where(_per_image(better, params), gradient, self.slope)
+        self.accepted = torch.where(per_image(better, params), params, accepted)
+        self.slope = torch.where(per_image(better, params), gradient, self.slope)
         self.lr = torch.where(better, 1.05 * self.lr, 0.5 * self.lr)
-        lr = _per_image(self.lr, params)
+        lr = per_image(self.lr, params)
         if not beta:
             return torch.addcmul(self.accepted, lr, self.slope, value=-1)
         shrunk = 1 / (1 + lr * beta)  # forward step and proximal map as one weighted sum, in few passes over the pixels
