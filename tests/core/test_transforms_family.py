@@ -15,6 +15,7 @@ from mithridate.core.batch import Batch, BatchTransform
 from mithridate.core.schema import choices
 from mithridate.core.seeds import stream
 from mithridate.core.transforms import Adversarial, Cutmix, Cutout, Flip, Maxup, Mixup
+from mithridate.core.updates import SignStep
 from tests.core.transform_cases import batch, net
 
 
@@ -167,6 +168,18 @@ def test_adversarial_raises_the_loss_of_nearly_every_image_inside_its_ball(ball)
         for i in range(30)
     ]
     assert np.mean(np.array(gains) > 0) > 0.9
+
+
+def test_adversarial_moves_by_any_update() -> None:
+    given, model = batch(6, (3, 8, 8), classes=4), net((3, 8, 8), 4)
+    plain = Adversarial(steps=3, step=1 / 255)(given, model, stream(3)).images
+    same, drawn = (
+        Adversarial(steps=3, update=SignStep(low=low / 255, high=(2 - low) / 255))(given, model, stream(3)).images
+        for low in (1, 0)
+    )
+    assert torch.equal(plain, same)
+    assert not torch.equal(plain, drawn)
+    assert Adversarial().ball.contains(given.images, drawn).all()
 
 
 def test_the_gradient_passes_an_adversarial_change_as_if_it_were_not_there() -> None:

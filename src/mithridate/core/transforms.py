@@ -22,7 +22,7 @@ from mithridate.core.perturbation import by_autograd, minimise
 from mithridate.core.poisoned import Poisoned
 from mithridate.core.progress import quiet
 from mithridate.core.squeezing import Grayscale, Jpeg
-from mithridate.core.updates import SignStep
+from mithridate.core.updates import SignStep, Update
 
 __all__ = [
     "Adversarial",
@@ -107,8 +107,9 @@ class Adversarial(BatchTransform):
     not there.
 
     Reference: Madry, Makelov, Schmidt, Tsipras, Vladu. "Towards Deep Learning Models Resistant to Adversarial Attacks".
-    ICLR 2018. arXiv 1706.06083; their values for CIFAR-10. Deviations: the search starts from clipped Gaussian noise,
-    the ball's own start.
+    ICLR 2018. arXiv 1706.06083; their values for CIFAR-10. Fast: Wong, Rice, Kolter. "Fast is Better than Free:
+    Revisiting Adversarial Training". ICLR 2020. arXiv 2001.03994. Drawn lengths: Chiang et al. "WITCHcraft". ICASSP
+    2020. arXiv 1911.07989. Deviations: the search starts from clipped Gaussian noise, the ball's own start.
 
     Raises:
         ValueError: no steps, or a step that is not positive.
@@ -123,6 +124,9 @@ class Adversarial(BatchTransform):
     """Steps of the search; each costs a forward and a backward pass."""
     step: float = 2 / 255
     """Length of a step along the sign of the gradient, in pixels of [0, 1]."""
+    update: Update | None = None
+    """Another way to move, in place of steps of that length: sign-step(low=0,high=4/255) draws lengths (WITCHcraft), and
+    with one step sign-step(low=10/255,high=10/255) is fast adversarial training."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -138,7 +142,7 @@ class Adversarial(BatchTransform):
                 clean,
                 self.ball,
                 steps=self.steps,
-                update=SignStep(low=self.step, high=self.step),
+                update=self.update or SignStep(low=self.step, high=self.step),
                 pixels="float",
                 judged=False,
                 rng=rng,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mithridate.core import transforms
 from mithridate.core.balls import Ball, Linf
+from mithridate.core.updates import Update
 from mithridate.poisoning.defense import Augmentation
 
 
@@ -28,6 +29,9 @@ class AdversarialTraining(Augmentation):
     """Steps of the search in each training step."""
     step: float = 2 / 255
     """Length of a step, in pixels of [0, 1]."""
+    update: Update | None = None
+    """Another way to move: sign-step(low=0,high=4/255) draws the lengths of steps (WITCHcraft); with steps=1,
+    sign-step(low=10/255,high=10/255) trains fast."""
 
     def transform(self) -> transforms.Adversarial:
-        return transforms.Adversarial(ball=self.ball, steps=self.steps, step=self.step)
+        return transforms.Adversarial(ball=self.ball, steps=self.steps, step=self.step, update=self.update)
