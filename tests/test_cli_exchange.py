@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mithridate import cli
 from mithridate.core.balls import Linf
@@ -98,6 +100,29 @@ def test_it_travels_out_and_back(run: Callable[..., list], poison: Path) -> None
     assert torch.equal(before.images, after.images)
     assert torch.equal(before.poison().rows, after.poison().rows)
     assert run("verify", "back")[0] == 0
+
+
+def test_a_whole_poisoned_set_for_cloud_automl(run: Callable[..., list], poison: Path) -> None:
+    """Training images with the poison in them, the clean test images, and a table of set, path and class."""
+    code, out, _ = run("export", poison, "there", "--to", "data-poisoning:mode=automl")
+    assert code == 0
+    data = Reference(*Digits().load())
+    assert f"20 poisons in there, {1 + len(data.train) + len(data.test)} files of data-poisoning" in out
+    assert "no place for: base, target images, target rows, target labels, intended\n" in out  # labels are in the table
+    poisoned = Artefact().read(poison, data).poison().apply(data.train)
+    with Path("there/data.csv").open(newline="") as file:
+        lines = list(csv.reader(file))
+    for part, known in (("TRAIN", poisoned), ("TEST", data.test)):
+        own = [line for line in lines if line[0] == part]
+        classes = [known.classes[label] for label in known.labels_of(known.ids).tolist()]
+        assert own == [
+            [part, f"{part.lower()}/{row}.png", name] for row, name in zip(known.ids.tolist(), classes, strict=True)
+        ]
+        seen = torch.stack([torch.from_numpy(np.array(Image.open(Path("there", line[1]))))[None] for line in own])
+        assert torch.equal(seen, known.pixels(known.ids))
+    assert run("verify", "there", "--limit", "linf:eps=16/255")[0] == 0
+    assert run("import", "there", "back")[0] == 0
+    assert torch.equal(Artefact().read(Path("back"), data).images, Artefact().read(poison, data).images)
 
 
 def test_a_fault_that_was_planted_on_the_way_is_found(run: Callable[..., list], poison: Path) -> None:

@@ -22,12 +22,19 @@ _UNPACKED, _PACKED = 2, 3
 """Numbers of the fields `uncompressed_page_size` and `compressed_page_size` of a PageHeader."""
 _ENCODINGS = ((5, 2), (8, 4))
 """Where the two kinds of pages of data say how their values are written."""
+_COLUMN = (4, 1, 3)
+"""Fields that lead from a FileMetaData to a ColumnMetaData: row_groups, columns, meta_data."""
+_LENGTH, _BEGIN, _DICTIONARY = 7, 9, 11
+"""Of a ColumnMetaData: total_compressed_size, data_page_offset, dictionary_page_offset."""
 _PREFIXES = 7
 """DELTA_BYTE_ARRAY: each value is the beginning of the one before it, and more; unpacked, there is no limit to it."""
 
 
-def check_footer(file: BinaryIO) -> None:
-    """Checks the size of the list of columns and row groups at the end of a parquet file.
+def column_chunks(file: BinaryIO) -> list[tuple[int, int]]:
+    """Returns where each column of each row group begins, and how many bytes it has, by the list at the file's end.
+
+    It is read here, since pyarrow ends the whole process over lists that contradict themselves (a histogram of another
+    length in the statistics of a column) when it is asked for a column.
 
     Raises:
         ValueError: no parquet file, or a list that is too long, or no list.
@@ -41,7 +48,15 @@ def check_footer(file: BinaryIO) -> None:
     if length > min(_FOOTER, size - 12):
         raise ValueError(f"says that its list of columns takes {length:,} bytes; expected up to {_FOOTER:,}")
     file.seek(size - 8 - length)
-    _Compact(file.read(length), _VALUES).struct()
+    footer = _Compact(file.read(length), _VALUES)
+    footer.struct()
+    found = []
+    for column in footer.columns:
+        if _BEGIN not in column or _LENGTH not in column:
+            raise ValueError("has a column that does not say where it is")
+        begin = min(column[_BEGIN], column.get(_DICTIONARY) or column[_BEGIN])
+        found.append((begin, column[_LENGTH]))
+    return found
 
 
 def largest_page(file: BinaryIO, chunks: Iterable[tuple[int, int]], most: int) -> int:
@@ -84,6 +99,8 @@ class _Compact:
 
     def __init__(self, content: bytes, values: int) -> None:
         self.content, self.left, self.place = content, values, 0
+        self.columns: list[dict[int, Any]] = []
+        """What the list at a file's end says of each column chunk."""
 
     def byte(self) -> int:
         self.skip(1)
@@ -107,7 +124,7 @@ class _Compact:
         value = self.unsigned()
         return (value >> 1) ^ -(value & 1)
 
-    def struct(self, depth: int = 0) -> dict[int, Any]:
+    def struct(self, depth: int = 0, path: tuple[int, ...] = ()) -> dict[int, Any]:
         """Passes over the fields of a struct; returns its whole numbers by number of the field, structs too."""
         found: dict[int, Any] = {}
         number = 0
@@ -119,23 +136,25 @@ class _Compact:
             if kind in _WHOLE:
                 found[number] = self.whole()
             elif kind == _STRUCT and depth == 0:
-                found[number] = self.struct(1)
+                found[number] = self.struct(1, (number,))
             elif kind not in _TRUTH:  # of a field, that is all there is
-                self.value(kind, depth)
+                self.value(kind, depth, (*path, number))
+        if path == _COLUMN:
+            self.columns.append(found)
         return found
 
-    def value(self, kind: int, depth: int) -> None:
+    def value(self, kind: int, depth: int, path: tuple[int, ...]) -> None:
         self.left -= 1
         if self.left < 0 or depth > _DEPTH:
             raise ValueError("has a list of columns that is too long, or nested too deep")
         if kind in _WHOLE:
             self.unsigned()
         elif kind == _STRUCT:
-            self.struct(depth + 1)
+            self.struct(depth + 1, path)
         elif kind in _LISTS:
             head = self.byte()
             for _ in range(head >> 4 if head >> 4 < 15 else self.unsigned()):
-                self.value(head & 15, depth + 1)
+                self.value(head & 15, depth + 1, path)
         elif kind == _BINARY:
             self.skip(self.unsigned())
         elif kind in (*_TRUTH, _BYTE, _DOUBLE):

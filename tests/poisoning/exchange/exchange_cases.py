@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 import tempfile
@@ -53,6 +54,29 @@ def parcels(draw: st.DrawFn, *, relabel: bool = True, targets: int = 3, smallest
     return parcel, data
 
 
+def of_one_class(data: Reference, *, count: int = 3, label: int = 1, targets: int = 1, seed: int = 0) -> Parcel:
+    """Poison of the last rows of a class, not in their order, aimed at test images of the next class."""
+    rows = data.train.ids[data.train.labels_of(data.train.ids) == label][-count:].flip(0).tolist() if count else []
+    true = (label + 1) % 3
+    chosen = data.test.ids[data.test.labels == true][:targets]
+    return dataclasses.replace(
+        poison_of(rows, seed, data),
+        target_rows=chosen,
+        target_images=data.test.pixels(chosen),
+        target_labels=torch.full((targets,), true),
+        intended=torch.full((targets,), label),
+    )
+
+
+@st.composite
+def parcels_of_one_class(draw: st.DrawFn, *, targets: int = 1) -> tuple[Parcel, Reference]:
+    """As formats want it that take the class of the poison for the one intended; at least one image and one target."""
+    data = reference(draw(st.sampled_from([1, 3])), draw(st.sampled_from([4, 8])))
+    count, label = draw(st.integers(1, 8)), draw(st.integers(0, 2))
+    aimed = draw(st.integers(1, targets))
+    return of_one_class(data, count=count, label=label, targets=aimed, seed=draw(st.integers(0, 999))), data
+
+
 def equal(parcel: Parcel, back: Parcel, names: Collection[str]) -> bool:
     """Whether these fields are equal, whatever the order of rows and of targets."""
 
@@ -100,7 +124,7 @@ def damaged(content: bytes, seed: int) -> bytes:
     return bytes(out)
 
 
-def refused(read: Callable[[], Parcel]) -> bool:
+def refused(read: Callable[[], object]) -> bool:
     """Whether reading ends as readers may end: with an answer, or with one of the two errors. Others go through."""
     try:
         read()
@@ -109,12 +133,17 @@ def refused(read: Callable[[], Parcel]) -> bool:
     return False
 
 
-def survives_damage(form: Format, name: str, seed: int, garbage: bytes | None = None) -> bool:
-    """Damages one file of a small poison; whether it was refused. Anything but the two errors fails the test."""
+def survives_damage(form: Format, name: str, seed: int, garbage: bytes | None = None, *, single: bool = False) -> bool:
+    """Damages one file of a small poison; whether it was refused. Anything but the two errors fails the test.
+
+    Args:
+        single: Whether the poison has to be of one class.
+    """
     data = reference(3, 4)
+    parcel = of_one_class(data) if single else poison_of([3, 1, 7], 1, data, targets=1)
     with tempfile.TemporaryDirectory() as home:
         path = Path(home) / name
-        files = form.write(poison_of([3, 1, 7], 1, data, targets=1), path, data)
+        files = form.write(parcel, path, data)
         file = random.Random(seed).choice([min(files), max(files), random.Random(seed).choice(files)])
         file.write_bytes(damaged(file.read_bytes(), seed) if garbage is None else garbage)
         return refused(lambda: form.read(path, data))

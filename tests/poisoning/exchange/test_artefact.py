@@ -80,6 +80,24 @@ def test_a_foreign_patch_stays_with_the_poison(data: Reference, tmp_path: Path) 
     assert (back.place, back.trigger) == ((1, 3), None)
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16])
+def test_a_patch_of_another_precision_is_kept(data: Reference, tmp_path: Path, kind: torch.dtype) -> None:
+    """Arrays of numpy are float64: what import wrote of them could not be read again."""
+    parcel = dataclasses.replace(parcel_of(data, [7], [0]), patch=torch.full((3, 2, 2), 0.25, dtype=kind), place=(1, 3))
+    Artefact().write(parcel, tmp_path / "out", data)
+    assert torch.equal(Artefact().read(tmp_path / "out", data).patch, torch.full((3, 2, 2), 0.25))  # type: ignore[arg-type]
+
+
+def test_clean_images_that_nobody_sent_are_not_made_up(data: Reference, tmp_path: Path) -> None:
+    """Those of the rows that are named would fit whatever was named."""
+    near = data.train.pixels(torch.tensor([7, 2])) ^ 1
+    parcel = Parcel(near, rows=torch.tensor([8, 3]))
+    Artefact().write(parcel, tmp_path / "out", data)
+    back = Artefact().read(tmp_path / "out", data)
+    assert back.base is None
+    assert [one.what for one in verify(back, data) if one.standing == "fails"] == ["base"]
+
+
 def test_triggers_come_back_and_as_a_patch_where_they_are_one(data: Reference, tmp_path: Path) -> None:
     plain = parcel_of(data, [7, 2], [0, 5])
     clean = data.test.pixels(data.test.ids)

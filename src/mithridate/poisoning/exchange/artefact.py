@@ -48,7 +48,6 @@ class Artefact(Format):
     def write(self, parcel: Parcel, path: Path, data: Reference) -> list[Path]:
         poison, order = parcel.poison(), parcel.order()
         new_folder(path)
-        base = data.train.pixels(poison.rows.to(data.train.device)).cpu()
         meta: dict[str, Any] = {
             "data": data.train.fingerprint(),
             "test": data.test.fingerprint(),
@@ -58,8 +57,8 @@ class Artefact(Format):
         }
         if "work" in parcel.notes:  # what it was made with, threat model included
             meta["work"] = parcel.notes["work"]
-        base = base if parcel.base is None else parcel.base[order]
-        patch = None if parcel.trigger is not None else parcel.patch
+        base = None if parcel.base is None else parcel.base[order]  # the sender's, never ours: verify compares them
+        patch = None if parcel.trigger is not None or parcel.patch is None else parcel.patch.float()
         poison.save(path, base=base, target=parcel.target_images, patch=patch, **meta)
         files = [path / TENSORS, path / MANIFEST]
         if self.pictures:

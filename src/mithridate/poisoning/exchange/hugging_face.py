@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from mithridate.core.data import ImageData
 from mithridate.core.listings import LABEL_COLUMNS, image_column, parquet_files
-from mithridate.core.parquet_pages import check_footer, largest_page
+from mithridate.core.parquet_pages import column_chunks, largest_page
 from mithridate.core.safe_images import (
     LIMITS,
     check_file,
@@ -134,10 +134,10 @@ def _parquet_rows(path: Path, train: ImageData) -> Iterator[Row]:
             inside(path, file.relative_to(path).as_posix())
         check_file(file, LIMITS.table_bytes)
         with refusing(file), file.open("rb") as stream:
-            check_footer(stream)
+            chunks = column_chunks(stream)
             with pq.ParquetFile(file) as opened:
                 tables.append(opened.metadata)
-            largest = max(largest, largest_page(stream, _chunks(tables[-1]), _PAGE + PIECE * math.prod(train.shape)))
+            largest = max(largest, largest_page(stream, chunks, _PAGE + PIECE * math.prod(train.shape)))
     complete(sum(table.num_rows for table in tables), train, path)
     batch = max(1, min(_BATCH, _PAGE // max(1, largest)))  # a value of a page can be named again and again
     ids, start = train.ids.tolist(), 0
@@ -146,17 +146,6 @@ def _parquet_rows(path: Path, train: ImageData) -> Iterator[Row]:
             for item in _table_rows(file, ids[start:], train, batch):
                 yield item
                 start += 1
-
-
-def _chunks(table: Any) -> Iterator[tuple[int, int]]:
-    """Where each column of each row group begins, and how many bytes it has."""
-    for group in range(table.num_row_groups):
-        for column in range(table.num_columns):
-            chunk = table.row_group(group).column(column)
-            begin = chunk.data_page_offset
-            if chunk.dictionary_page_offset:
-                begin = min(begin, chunk.dictionary_page_offset)
-            yield begin, chunk.total_compressed_size
 
 
 def _table_rows(file: Path, ids: Sequence[int], train: ImageData, size: int) -> Iterator[Row]:

@@ -78,7 +78,7 @@ def poison_pickles(parcel: Parcel, data: Reference) -> tuple[dict[str, Any], int
     if len(classes) != 1:
         seen = f"of the classes {', '.join(map(str, classes[:5]))}" if classes else "empty"
         raise ValueError(f"the poison is {seen}; this format takes the class of the first image for the class intended")
-    if parcel.intended is not None and parcel.intended.unique().tolist() != classes:
+    if parcel.intended is not None and parcel.targets and parcel.intended.unique().tolist() != classes:
         raise ValueError(
             f"targets should get class {', '.join(map(str, parcel.intended.unique().tolist()[:5]))}, but the poison is "
             f"of class {classes[0]}; in this format they are the same"
