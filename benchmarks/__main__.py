@@ -15,7 +15,7 @@ from benchmarks.table import lines_of, table_of, write_table
 
 SPEED = ("training", "crafting", "attacks", "inversion", "defenses", "filters", "trial", "members")
 """What `make bench` runs: the lines of the one table."""
-OTHERS = ("crafting_memory", "memory", "protecting", "startup", "coverage", "stopping")
+OTHERS = ("crafting_memory", "memory", "protecting", "startup", "coverage", "stopping", "sending")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -27,12 +27,14 @@ if TYPE_CHECKING:  # X as X: this package exports it
     )
     from mithridate.core.balls import L2 as L2, AnyImage as AnyImage, Ball as Ball, Linf as Linf, Patch as Patch
     from mithridate.core.data import ImageData as ImageData
+    from mithridate.core.devices import on_devices as on_devices
     from mithridate.core.ensemble import Ensemble as Ensemble
     from mithridate.core.guarantees import Guarantee as Guarantee
     from mithridate.core.learners import Mixed as Mixed, learner as learner
     from mithridate.core.members import members_by as members_by
     from mithridate.core.models import Normalize as Normalize
     from mithridate.core.moved import Moved as Moved
+    from mithridate.core.ray_workers import ray_workers as ray_workers
     from mithridate.core.recolor import Recolor as Recolor
     from mithridate.core.sources import (
         Arrays as Arrays,
@@ -152,12 +154,14 @@ _HOME = {
     ),
     "core.balls": ("AnyImage", "Ball", "L2", "Linf", "Patch"),
     "core.data": ("ImageData",),
+    "core.devices": ("on_devices",),
     "core.ensemble": ("Ensemble",),
     "core.guarantees": ("Guarantee",),
     "core.learners": ("Mixed", "learner"),
     "core.members": ("members_by",),
     "core.models": ("Normalize",),
     "core.moved": ("Moved",),
+    "core.ray_workers": ("ray_workers",),
     "core.recolor": ("Recolor",),
     "core.sources": ("Arrays", "DataSource", "Digits", "Folder", "Hub", "Parquet", "TorchDataset"),
     "core.training": ("Fitted", "Learner", "Prediction", "Recipe"),

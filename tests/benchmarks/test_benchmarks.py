@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attacks, crafting, crafting_memory, defenses, inversion, members, startup, training, trial
+from benchmarks import (
+    attacks,
+    crafting,
+    crafting_memory,
+    defenses,
+    inversion,
+    members,
+    sending,
+    startup,
+    training,
+    trial,
+)
 from benchmarks.__main__ import OTHERS, SPEED, main
 from benchmarks.measure import Report, Setup, Timing
 
@@ -89,6 +100,15 @@ def test_members_run_small() -> None:
     assert failed == {"one after another, one CUDA graph per step", "a stream each"}
     by_arm = {row.arm: row.note for row in report.rows}
     assert by_arm["2 processes of one thread"] == by_arm["one after another, 1 thread"]
+
+
+@pytest.mark.slow  # worker processes, and a Ray cluster where there is Ray
+def test_sending_runs_small() -> None:
+    report = sending.run(SMALL)
+    assert not [row.note for row in report.rows if row.note.startswith("failed")]
+    sums = {row.note for row in report.rows if row.role != "control"}
+    assert len(sums) == 1
+    assert sums.pop().isdecimal()
 
 
 def test_ways_of_a_gpu_run_small_on_a_cpu() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import linecache
 import pickle
 import random
 import sys
@@ -21,6 +23,7 @@ from mithridate.core.learners import Mixed, TrainFunction, TrainingImages, learn
 from mithridate.core.schema import choices, from_json, identity, resumable, to_json
 from mithridate.core.training import Learner, Recipe
 from mithridate.core.transforms import Flip
+from mithridate.core.workers import processes
 from tests.core.training_cases import data, digest, digests, quick
 
 SMALL, RESIDUAL, LINEAR = quick(), quick(model="resnet18:width=2", epochs=1), quick(model="convnet:width=2", epochs=3)
@@ -228,9 +231,14 @@ def returns_objects(dataset: TrainingImages, seed: int) -> nn.Module:
     return Output()
 
 
+def ends_everything(dataset: TrainingImages, seed: int) -> nn.Module:
+    sys.exit(3)
+
+
 @pytest.mark.parametrize(
     ("function", "error", "words"),
     [
+        (ends_everything, ValueError, ["ends_everything asked the process to end (exit code 3)", "parse_args([])"]),
         (returns_text, TypeError, ["returns_text returned str"]),
         (too_many_classes, ValueError, ["too_many_classes", "[2, 4]", "[2, 3]"]),
         (wants_flat_images, ValueError, ["wants_flat_images", "fails on images of shape [2, 1, 8, 8]"]),
@@ -241,6 +249,55 @@ def test_errors_name_the_function_and_say_what_it_must_return(function, error: t
     with pytest.raises(error) as caught:
         learner(function).fit([data()], [0])
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("function", [lambda: None, lambda dataset: None, lambda dataset, seed, lr: None])
+def test_a_function_of_other_arguments_is_found_at_once(function) -> None:
+    with pytest.raises(TypeError, match=r"cannot be called with a data set and a seed \(.*write a function train"):
+        learner(function)
+    learner(lambda *both: None)
+    learner(lambda dataset, seed, lr=0.1: None)
+
+
+def test_what_a_function_prints_is_no_result(capsys: pytest.CaptureFixture[str]) -> None:
+    def tells(dataset: TrainingImages, seed: int) -> nn.Module:
+        sys.stdout.write("epoch 1\n")
+        return net(3)
+
+    learner(tells).fit([data()], [0])
+    assert capsys.readouterr() == ("", "epoch 1\n")
+
+
+def test_a_change_in_the_file_of_a_function_makes_other_work_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "def helper():\n    return {}\n\ndef train(dataset, seed):\n    return helper()\n"
+    seen = []
+    for number, content in enumerate((1, 1, 2)):
+        (tmp_path / "changing.py").write_text(source.format(content))
+        seen.append(identity(learner("changing:train")))
+        assert from_json(to_json(learner("changing:train")), Learner) == learner("changing:train")
+        if number == 1:
+            monkeypatch.delitem(sys.modules, "changing")
+            importlib.invalidate_caches()
+            linecache.clearcache()
+    assert seen[0] == seen[1] != seen[2]
+    monkeypatch.delitem(sys.modules, "changing")
+
+
+def reads_with_a_process(dataset: TrainingImages, seed: int) -> nn.Module:
+    assert len(list(DataLoader(dataset, batch_size=60, num_workers=1))) == 1
+    return net(3)
+
+
+def test_loaders_may_have_processes_in_a_worker_process() -> None:
+    (fitted,) = processes(1)(_fitted, [learner(reads_with_a_process)])
+    assert len(fitted.models) == 1
+
+
+def _fitted(how: TrainFunction) -> object:
+    return how.fit([data()], [0])._replace(predictor=None)  # type: ignore[arg-type]
 
 
 def test_weights_that_are_no_numbers_are_a_warning() -> None:

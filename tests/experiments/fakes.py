@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -143,6 +144,14 @@ def awkward(number: int) -> Any:
     if number == 3:
         raise Unpicklable(1, 2)
     return torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]
+
+
+def killed_once(mark: Path) -> str:
+    """A task whose worker is killed, the first time."""
+    if not mark.exists():
+        mark.write_text("died")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return mark.name
 
 
 class Unpicklable(Exception):

@@ -116,6 +116,13 @@ def test_welch_needs_two_models_that_differ() -> None:
     assert (higher([0.9, 0.05], [0.1, 0.2]).wins, higher([0.9, 0.05], [0.1, 0.2]).losses) == (1, 1)
 
 
+def test_one_deterministic_model_made_three_times_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LEFT, ("secure-release", ()), (0.33, 0.33, 0.33))
+    row = row_of(table(pairs()), "secure-release")
+    assert (row.accuracy.n, row.success.n_eff) == (1, 1.0)
+    assert (row.success.low, row.success.high) == (0.0, 1.0)
+
+
 def test_curves_show_clean_training_first_and_at_most_six_lines(tmp_path: Path) -> None:
     (picture,) = epochs.pictures(table(pairs()).rows, "epochs")
     assert [course.name for course in picture.courses] == [

@@ -16,11 +16,11 @@ from mithridate.core.schema import from_json
 from mithridate.core.sources import Digits
 from mithridate.core.workers import processes
 from mithridate.experiments import study as module
+from mithridate.experiments.definitions import definition
 from mithridate.experiments.files import locked, read_json, write_json
 from mithridate.experiments.store import Store, load_model
 from mithridate.experiments.study import (
     StudyErrors,
-    definition,
     identify,
     load_errors,
     load_results,

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from mithridate.core.schema import to_json
+from mithridate.experiments.definitions import definition
 from mithridate.experiments.files import read_json, write_json
 from mithridate.experiments.leaks import IMAGES
 from mithridate.experiments.store import Store
-from mithridate.experiments.study import definition, identify, kind_of, load_errors, ordered, read_trial, run_study
+from mithridate.experiments.study import identify, kind_of, load_errors, ordered, read_trial, run_study
 from tests.experiments.fakes import trial
 from tests.experiments.leak_spy import RECIPE, Spy, leak_trial
 

@@ -17,6 +17,7 @@ import tyro
 from mithridate import __version__
 from mithridate.cli.complaints import exit_code, message, plain_warnings
 from mithridate.cli.data import ProtectOptions, ScanOptions
+from mithridate.cli.evasions import EvadeOptions
 from mithridate.cli.exchanges import ExportOptions, ImportOptions, VerifyOptions
 from mithridate.cli.leaks import InvertOptions
 from mithridate.cli.pipelines import AuditOptions, CraftOptions, DoseOptions
@@ -29,6 +30,7 @@ VERBS: dict[str, type] = {
     "dose": DoseOptions,
     "craft": CraftOptions,
     "invert": InvertOptions,
+    "evade": EvadeOptions,
     "scan": ScanOptions,
     "protect": ProtectOptions,
     "export": ExportOptions,

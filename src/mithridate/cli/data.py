@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
-from mithridate.cli.kinds import Count, Device, Names, Number, Place, Share
+from mithridate.cli.kinds import Count, Device, Names, Number, Place, Share, Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,9 @@ class ScanOptions:
     """Seed of the models and of the null runs."""
     device: Device = "cpu"
     """Where models run: cpu, cuda, cuda:1."""
-    workers: Count = None
-    """Worker processes of one thread each, which share out the models. Default: one per core, at most 8."""
+    workers: Workers = None
+    """What shares out the models: local, N, processes:N, ray or ray:ADDRESS, as for audit. Default: a process per core,
+    at most 8."""
     out: Path = Path("runs/scan")
     """Results folder; the models are kept there for the next scan."""
     json: bool = False
@@ -103,8 +104,9 @@ class ProtectOptions:
     """Seed of everything random."""
     device: Device = "cpu"
     """Where models run: cpu, cuda, cuda:1."""
-    workers: Count = None
-    """Worker processes of one thread each, which share out the surrogates. Default: one per core, at most 8."""
+    workers: Workers = None
+    """What shares out the surrogates: local, N, processes:N, ray or ray:ADDRESS, as for audit. Default: a process per
+    core, at most 8."""
     record: Place = None
     """Folder of the record: settings, hashes, surrogates. Default: OUT.record, beside the copy."""
     json: bool = False

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
-from mithridate.cli.kinds import Count, Device, Number, Text
+from mithridate.cli.kinds import Count, Device, Number, Text, Workers
 
 Formats = Annotated[str | None, arg(metavar="FORMAT", help_behavior_hint="")]
 
@@ -85,7 +85,8 @@ class VerifyOptions(_Data):
     """Seed of these models."""
     device: Device = "cpu"
     """Where models run: cpu, cuda, cuda:1."""
-    workers: Count = None
-    """Worker processes of one thread each, which share out the models. Default: one per core, at most 8."""
+    workers: Workers = None
+    """What shares out the models: local, N, processes:N, ray or ray:ADDRESS, as for audit. Default: a process per core,
+    at most 8."""
     json: bool = False
     """Print JSON instead of text."""

@@ -36,7 +36,10 @@ Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Text = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 Place = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
 Device = Annotated[str, arg(metavar="NAME")]
+Devices = Annotated[int, arg(metavar="N")]
 Number = Annotated[int, arg(metavar="N")]
+Workers = Annotated[str | None, arg(metavar="WHERE", help_behavior_hint="")]
+Gpus = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
 Conditions = Annotated[
     tuple[tuple[str, ...], ...], UseAppendAction, arg(metavar="CONDITION ...", help_behavior_hint="")
 ]

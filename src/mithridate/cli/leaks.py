@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from mithridate.cli.kinds import Conditions, Count, Device, Names, Number, Place
+from mithridate.cli.kinds import Conditions, Count, Device, Gpus, Names, Number, Place, Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,11 @@ class InvertOptions:
     """First seed of the cases; case i uses seed + i."""
     device: Device = "cpu"
     """Where models run: cpu, cuda, cuda:1."""
-    workers: Count = None
-    """Worker processes of one thread each. Default: one per core, at most 8; one for a GPU."""
+    workers: Workers = None
+    """Where trials run: local; N or processes:N, worker processes of one thread each; ray or ray:ADDRESS, a Ray cluster
+    (docs/scaling.md). Default: a process per core, at most 8; one for a GPU."""
+    gpus_per_trial: Gpus = None
+    """GPUs of each trial on Ray; 0.25 lets four share one. Default: 1 with --device cuda, else 0."""
     out: Place = None
     """Results folder. Default: runs/invert, with --leak runs/invert-leak."""
     plan: bool = False

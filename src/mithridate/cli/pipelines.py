@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from mithridate.cli.kinds import Conditions, Count, Device, Names, Number, Numbers, Place, Text
+from mithridate.cli.kinds import Conditions, Count, Device, Devices, Gpus, Names, Number, Numbers, Place, Text, Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +26,17 @@ class Pipeline:
     rate, a third of the time for some points of accuracy."""
     model: Text = None
     """convnet, convnet-wide, lenet, mlp, resnet18, vgg11, mobilenet_v2, each with :width=N; timm:NAME,
-    transformers:NAME; or package.module:function."""
+    transformers:NAME; or package.module:function. With --train-fn: the attacker's model."""
+    train_fn: Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="")] = None
+    """Your own training code in place of a recipe: a function of (dataset, seed) that returns the trained module; or a
+    mi.learner of it. The attacker of an audit trains --model by the preset's recipe (black box), unless --scenarios
+    from-scratch gives it your function too; craft trains its surrogates with the function."""
     start_from: Place = None
     """Safetensors weights that training starts from: the victims are then fine-tuned, or train a new head."""
     surrogate: Text = None
     """The attacker's model, named as for --model. Default: the victims' own."""
     epochs: Count = None
-    """Passes over the training set."""
+    """Passes over the training set, of a recipe."""
     size: Count = None
     """Resize all images to N x N."""
     per_class: Count = None
@@ -47,6 +51,9 @@ class Pipeline:
     """First seed of the cases; trial i uses seed + i."""
     device: Device = "cpu"
     """Where models run: cpu, cuda, cuda:1."""
+    devices: Devices = 1
+    """GPUs (on a CPU: processes) that train each model together, each with its share of every batch; then one model is
+    trained after the other."""
     json: bool = False
     """Print JSON instead of text."""
 
@@ -69,7 +76,8 @@ class AuditOptions(Pipeline):
     partition-vote:parts=10 fine-tuning fine-pruning neural-cleanse strip; a+b applies both. No name after it: none."""
     scenarios: Names = None
     """from-scratch, fine-tuning, transfer; with -grey-box after it the attacker trains features of its own, with
-    -black-box another architecture. Default: for each attack the one its paper is about."""
+    -black-box another architecture. Default: for each attack the one its paper is about; with --train-fn
+    from-scratch-black-box."""
     adaptive: bool = False
     """Meet every defence with an attacker who knows it as well."""
     trusted: Count = None
@@ -82,8 +90,11 @@ class AuditOptions(Pipeline):
     """Models trained on each poison."""
     clean_victims: Count = None
     """Models trained on clean data, shared by all cases."""
-    workers: Count = None
-    """Worker processes of one thread each. Default: one per core, at most 8; one for a GPU."""
+    workers: Workers = None
+    """Where trials run: local; N or processes:N, worker processes of one thread each; ray or ray:ADDRESS, a Ray cluster
+    (docs/scaling.md). Default: a process per core, at most 8; one for a GPU."""
+    gpus_per_trial: Gpus = None
+    """GPUs of each trial on Ray; 0.25 lets four share one. Default: 1 with --device cuda, else 0."""
     out: Place = None
     """Results folder. Default: runs/audit."""
     plan: bool = False
@@ -132,7 +143,8 @@ class CraftOptions(Pipeline):
     """Class that the target should get."""
     true: Text = None
     """Class that an image file or folder given as target truly belongs to."""
-    workers: Count = None
-    """Worker processes of one thread each, which share out the surrogates. Default: one per core, at most 8."""
+    workers: Workers = None
+    """What shares out the surrogates: local, N, processes:N, ray or ray:ADDRESS, as for audit. Default: a process per
+    core, at most 8."""
     out: Path = Path("runs/craft")
     """Results folder; surrogates are kept there for the next poison."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
-from mithridate.cli.kinds import Conditions, Count, Device, Formats, Place
+from mithridate.cli.kinds import Conditions, Count, Device, Devices, Formats, Gpus, Place, Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,14 @@ class TrialOptions:
     """A trial.json, for example runs/audit/trials/ID/trial.json."""
     device: Device = "cpu"
     """Where models run: cpu, cuda, cuda:1."""
-    workers: Count = None
-    """Worker processes of one thread each, which share out the models of each fit. Default: one per core, at most 8."""
+    devices: Devices = 1
+    """GPUs (on a CPU: processes) that train each model together, each with its share of every batch; then one model is
+    trained after the other."""
+    workers: Workers = None
+    """What shares out the models of each fit: local, N, processes:N, ray or ray:ADDRESS, as for study. Default: a
+    process per core, at most 8."""
+    gpus_per_trial: Gpus = None
+    """GPUs of each fit on Ray, as for study."""
     out: Path = Path("runs/trial")
     """Results folder."""
     keep_models: bool = False
@@ -42,8 +48,14 @@ class StudyOptions:
     """decided: stop each comparison of an attack or a defence once it is shown, or hardly will be."""
     device: Device = "cpu"
     """Where models run: cpu, cuda, cuda:1."""
-    workers: Count = None
-    """Worker processes of one thread each. Default: one per core, at most 8; one for a GPU."""
+    devices: Devices = 1
+    """GPUs (on a CPU: processes) that train each model together, each with its share of every batch; then one model is
+    trained after the other."""
+    workers: Workers = None
+    """Where trials run: local; N or processes:N, worker processes of one thread each; ray or ray:ADDRESS, a Ray cluster
+    (docs/scaling.md). Default: a process per core, at most 8; one for a GPU."""
+    gpus_per_trial: Gpus = None
+    """GPUs of each trial on Ray; 0.25 lets four share one. Default: 1 with --device cuda, else 0."""
     out: Place = None
     """Results folder. Default: runs/ and the name of the function."""
     plan: bool = False

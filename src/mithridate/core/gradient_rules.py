@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -45,8 +46,31 @@ def refuse_second_rule(recipes: Iterable[Recipe], name: str) -> None:
             )
 
 
+class RowSum(GradientRule):
+    """A rule that adds something up over the rows of a batch and then works on the sum: devices can share the rows."""
+
+    def __call__(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns the gradient of each trainable parameter by name, and the mean loss []."""
+        gradients, loss = self.added(model, batch, 1.0)
+        return self.finished(gradients, rng), loss
+
+    @abstractmethod
+    def added(self, model: nn.Module, batch: Batch, share: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns what these rows add to the sum, and to the mean loss [].
+
+        Args:
+            model: What is trained.
+            batch: Some rows of a batch, or all.
+            share: How much of the whole batch they are.
+        """
+
+    @abstractmethod
+    def finished(self, gradients: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        """Returns what becomes of the sum over all rows."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Mean(GradientRule):
+class Mean(RowSum):
     """The gradient of the mean cross-entropy of the batch: ordinary training. That of an empty batch is zero.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
@@ -56,13 +80,18 @@ class Mean(GradientRule):
     (['1.bias', '1.weight'], torch.Size([]))
     """
 
-    def __call__(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+    def added(self, model: nn.Module, batch: Batch, share: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns the gradient of the mean loss of these rows, times their share."""
         parameters = trainable(model)
         if not len(batch.images):  # which Poisson sampling may draw
             return {name: torch.zeros_like(one) for name, one in parameters.items()}, batch.images.new_zeros(())
-        loss = nn.functional.cross_entropy(model(batch.images), batch.targets)
+        loss = nn.functional.cross_entropy(model(batch.images), batch.targets) * share
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         return dict(zip(parameters, gradients, strict=True)), loss.detach()
+
+    def finished(self, gradients: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        """Returns them as they are."""
+        return gradients
 
 
 def _noise(like: Tensor, deviation: float, rng: torch.Generator) -> Tensor:
@@ -77,7 +106,7 @@ def _check_scales(rule: GradientRule, clip: float, noise: float) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shaped(GradientRule):
+class Shaped(RowSum):
     """Clips the norm of the batch's mean gradient and adds Gaussian noise to it.
 
     This bounds how far and in which direction a step goes. It is not private: one image can turn the whole gradient of
@@ -105,15 +134,19 @@ class Shaped(GradientRule):
     def __post_init__(self) -> None:
         _check_scales(self, self.clip, self.noise)
 
-    def __call__(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
-        gradients, loss = Mean()(model, batch, rng)
+    def added(self, model: nn.Module, batch: Batch, share: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns the gradient of the mean loss of these rows, times their share."""
+        return Mean().added(model, batch, share)
+
+    def finished(self, gradients: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        """Clips the norm of the sum and adds noise."""
         factor = (self.clip / algebra.norm(gradients).clamp_min(1e-12)).clamp_max(1)
         deviation = self.clip * self.noise
-        return {name: one * factor + _noise(one, deviation, rng) for name, one in gradients.items()}, loss
+        return {name: one * factor + _noise(one, deviation, rng) for name, one in gradients.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerSample(GradientRule):
+class PerSample(RowSum):
     """Clips the gradient of each image, sums them up and adds Gaussian noise: the step of private training (DP-SGD).
 
     An empty batch is a step, too, of noise alone. The sum is divided by a constant and not by the size of the batch,
@@ -148,10 +181,15 @@ class PerSample(GradientRule):
         if not 0 < self.delta < 1:
             raise ValueError(f"per-sample delta is {self.delta}; it is a probability above 0 and below 1, say 1e-5")
 
-    def __call__(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+    def added(self, model: nn.Module, batch: Batch, share: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns the sum of the clipped gradients of these rows."""
         total, loss = clipped_sum(model, batch, trainable(model), self.clip)
+        return total, loss * share
+
+    def finished(self, gradients: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        """Adds noise, and divides by the expected size of a batch."""
         deviation = self.noise * self.clip
-        return {name: (one + _noise(one, deviation, rng)) / self.lot for name, one in total.items()}, loss
+        return {name: (one + _noise(one, deviation, rng)) / self.lot for name, one in gradients.items()}
 
     def check(self, recipe: Recipe) -> None:
         """Makes sure that what is clipped and counted is what one row adds.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import multiprocessing
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -173,21 +177,25 @@ class TrainFunction(Learner):
 
     Raises:
         ValueError: Text that names nothing to import.
-        TypeError: Something that cannot be called.
+        TypeError: Something that cannot be called with a data set and a seed.
     """
 
     train: str | TrainCode
     """(TrainingImages, seed) -> trained module; text "package.module:function" is imported at once."""
     model: str | Callable[[int], nn.Module] | None = None
     """What builds an untrained module of the same kind, named as in a recipe; None: fits are not written to disk."""
+    code: str = field(default="", repr=False)
+    """Digest of the file that holds the function, found by itself: a change in that file makes other work of it."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.train, str):  # as a function its source counts, and a change makes other work of it
+        if isinstance(self.train, str):
             object.__setattr__(self, "train", resolve(self.train))
         if not callable(self.train):
             raise TypeError(
                 f"train is a {type(self.train).__name__}; give a function of (dataset, seed) that returns a module"
             )
+        _check_arguments(self.train, self.name)
+        object.__setattr__(self, "code", _digest_of_file(self.train))
 
     @property
     def recipe(self) -> None:
@@ -219,9 +227,12 @@ class TrainFunction(Learner):
     ) -> Fitted:
         """Calls the function once for each data set and seed; `watch` sees each model once, at the end.
 
+        What the function prints goes to standard error.
+
         Raises:
             TypeError: The function returned something else than a module.
-            ValueError: The module does not map images to logits; or `model` builds another kind of module.
+            ValueError: The module does not map images to logits; or `model` builds another kind of module; or the
+                function asked the whole process to end.
         """
         pairs = list(zip(datasets, seeds, strict=True))
         members = []
@@ -235,8 +246,14 @@ class TrainFunction(Learner):
     def _member(self, data: ImageData, seed: int) -> nn.Module:
         assert callable(self.train)
         seed = seed % 2**31  # NumPy, Lightning and others take no larger one
-        with _seeded(seed), torch.enable_grad():
-            module: Any = self.train(TrainingImages(data), seed)
+        with _seeded(seed), torch.enable_grad(), _allowed_processes(), redirect_stdout(sys.stderr):
+            try:
+                module: Any = self.train(TrainingImages(data), seed)
+            except SystemExit as stop:  # of argparse, which reads a command line that is not its own
+                raise ValueError(
+                    f"{self.name} asked the process to end (exit code {stop.code}): it reads the command line "
+                    "(argparse) or calls sys.exit; give its settings as values, for example parser.parse_args([])"
+                ) from stop
         if not isinstance(module, nn.Module):
             raise TypeError(f"{self.name} returned {type(module).__name__}; it must return the trained torch.nn.Module")
         module = module.to(data.device).eval()
@@ -285,8 +302,8 @@ def learner(train: str | TrainCode, model: str | Callable[[int], nn.Module] | No
     """Makes a learner out of training code of your own, in whatever framework.
 
     The global generators of Python, NumPy and PyTorch are seeded for each call and put back afterwards, so code that
-    draws from them gives equal models for equal seeds. Results are known by the source of the function alone: after a
-    change in what it calls or reads, use a new results folder.
+    draws from them gives equal models for equal seeds. Results are known by the file that holds the function: after a
+    change in what that file imports or reads, use a new results folder.
 
     Args:
         train: ``train(dataset, seed)`` trains on `dataset`, a PyTorch data set of (image [C, H, W] in [0, 1], label)
@@ -305,8 +322,50 @@ def learner(train: str | TrainCode, model: str | Callable[[int], nn.Module] | No
     return TrainFunction(train, model)
 
 
+def _check_arguments(train: Callable[..., Any], name: str) -> None:
+    """Makes sure that a function can be called with a data set and a seed.
+
+    Raises:
+        TypeError: It takes fewer arguments, or asks for more.
+    """
+    try:
+        signature = inspect.signature(train)
+    except (TypeError, ValueError):  # written in C
+        return
+    try:
+        signature.bind("dataset", 0)
+    except TypeError as error:
+        raise TypeError(
+            f"{name}{signature} cannot be called with a data set and a seed ({error}); write a function "
+            f"train(dataset, seed) that calls it and returns the trained module"
+        ) from error
+
+
+def _digest_of_file(train: Callable[..., Any]) -> str:
+    """Digest of the source of the module that holds a function; empty where there is none."""
+    try:
+        source = inspect.getsource(sys.modules[train.__module__])
+    except (AttributeError, KeyError, OSError, TypeError):
+        return ""
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
 def _size(value: Tensor | None) -> str:
     return "missing" if value is None else str(list(value.shape))
+
+
+@contextmanager
+def _allowed_processes() -> Iterator[None]:
+    """Lets code in a worker process of ours have processes of its own, as loaders do that read with several."""
+    worker = multiprocessing.current_process()
+    before = worker.daemon
+    if before:
+        worker.daemon = False
+    try:
+        yield
+    finally:
+        if before:
+            worker.daemon = True
 
 
 @contextmanager

@@ -7,7 +7,7 @@ what is trained: it is no setting of a recipe, and no id depends on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 import torch
 
 from mithridate.core.data import ImageData
+from mithridate.core.devices import check_here
+from mithridate.core.engines import Map
 from mithridate.core.progress import track
+from mithridate.core.ray_workers import held
 
 T = TypeVar("T")
-Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-"""Has the signature of builtin ``map``; the exception may stand for a result."""
 
 MOST_BYTES = 2**31
 """Largest set of images that is sent to worker processes; members on larger ones are trained one after the other."""
@@ -41,9 +42,11 @@ def members_by(map: Map | None) -> Iterator[None]:
     ...     sorted(side_by_side(len, ["ab", "c"], []))
     [1, 2]
     """
+    check_here(map)
     token = _chosen.set(map)
     try:
-        yield
+        with held():
+            yield
     finally:
         _chosen.reset(token)
 

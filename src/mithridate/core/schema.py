@@ -20,7 +20,6 @@ import math
 import operator
 import pkgutil
 import re
-import sys
 import types
 import typing
 from fractions import Fraction
@@ -30,6 +29,7 @@ from typing import Any, ClassVar, TypeVar
 import cattrs
 
 from mithridate.core.distrust import check_import
+from mithridate.core.imports import resolve as resolve
 from mithridate.core.spelling import nearest as nearest, split as _split, spoken
 
 SCHEMA = 1
@@ -103,33 +103,6 @@ def choices(base: type[T]) -> dict[str, type[T]]:
     for entry in importlib.metadata.entry_points(group=f"{__name__.split('.')[0]}.{base.__name__.lower()}"):
         found[entry.name] = entry.load()
     return dict(sorted(found.items()))
-
-
-def resolve(text: str) -> Any:
-    """Imports ``package.module:name``; the current folder is searched too.
-
-    Raises:
-        ValueError: the text is not of that form, the module cannot be imported, or it has no such name.
-
-    >>> resolve("pathlib:Path.home")() == Path.home()
-    True
-    """
-    module_name, _, attribute = text.partition(":")
-    if not module_name or not attribute:
-        raise ValueError(f"{text!r} names nothing to import; write package.module:name")
-    check_import(text)
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        value: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{text!r}: no module {error.name!r}; is it installed, or in the current folder?") from error
-    for part in attribute.split("."):
-        if not hasattr(value, part):
-            names = [name for name in vars(value) if not name.startswith("_")]
-            raise ValueError(f"{text!r}: {module_name} has no {part!r}; {nearest(part, names)}")
-        value = getattr(value, part)
-    return value
 
 
 # --- out -------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mithridate.core import models
 from mithridate.core.batch import Batch, batch_of
 from mithridate.core.data import ImageData
+from mithridate.core.data_parallel import agreed, shared_out
 from mithridate.core.ensemble import features
 from mithridate.core.gradient_rules import trainable
 from mithridate.core.heads import fit_head
@@ -66,6 +67,7 @@ class TrainingState:
             models.last_linear(self.module).requires_grad_(True)
         self._random = {name: stream(seed, name) for name in ("batches", "transforms", "gradient", "rows")}
         recipe = self.recipe
+        self._gradient = shared_out(recipe.gradient)
         self._trained = trainable(self.module)
         self.optimizer = torch.optim.SGD(
             list(self._trained.values()),
@@ -104,7 +106,7 @@ class TrainingState:
         self.module.train(recipe.trainable == "all")
         with seeded(self.data.device, derive(self.seed, "dropout", self.steps)):
             batch = transformed(batch, recipe.transforms, self.module, random["transforms"])
-            gradients, loss = recipe.gradient(self.module, batch, random["gradient"])
+            gradients, loss = self._gradient(self.module, batch, random["gradient"])
         for name, parameter in self._trained.items():
             parameter.grad = gradients[name]
         for group in self.optimizer.param_groups:
@@ -136,7 +138,7 @@ class TrainingState:
         self.epoch, self._before = self.epoch + 1, self.steps
         rule, share = self.recipe.row_rule, self.epoch / max(1, self.recipe.epochs)
         if rule is not None and share < 1:
-            self.rows = rule(share, self.module, self.data.select(self.rows), self._random["rows"])
+            self.rows = agreed(rule(share, self.module, self.data.select(self.rows), self._random["rows"]))
 
     def member(self) -> Member:
         """Returns what training has come to, the module in eval mode; warns where the loss left the numbers."""

@@ -156,9 +156,9 @@ class AutoStep(Update):
     True
     """
 
-    ball: Ball
+    ball: Ball = Linf(eps=8 / 255)
     """Linf or L2: what is searched."""
-    steps: int
+    steps: int = 100
     """Steps of the search: the checkpoints are shares of them."""
 
     def __post_init__(self) -> None:
@@ -223,7 +223,7 @@ class RandomSquares(Update):
     0.8
     """
 
-    eps: float
+    eps: float = 8 / 255
     """Change of each pixel, in [0, 1]."""
     area: float = 0.8
     """Share of the image that the first squares cover."""

@@ -15,6 +15,8 @@ from mithridate.core import models
 from mithridate.core.batch import BatchTransform, GradientRule, RowRule, Sampler
 from mithridate.core.classifier import Classifier, Precision, is_bf16, load_weights, mean_and_std
 from mithridate.core.data import ImageData
+from mithridate.core.data_parallel import divisible
+from mithridate.core.devices import Devices, chosen_devices
 from mithridate.core.ensemble import Ensemble
 from mithridate.core.gradient_rules import Mean
 from mithridate.core.guarantees import Guarantee, weakest
@@ -258,11 +260,21 @@ class Recipe(Learner):
         trusted: ImageData | None = None,
         watch: Watch | None = None,
     ) -> Fitted:
-        """Trains one model after the other, or as `members_by` says; what one becomes does not depend on the others."""
+        """Trains one model after the other, or as `members_by` says, or each as `on_devices` says.
+
+        What one becomes does not depend on the others.
+
+        Raises:
+            TypeError: With `on_devices`, for a recipe that several devices cannot share out.
+        """
         jobs = [(self, *pair) for pair in zip(datasets, seeds, strict=True)]
         guarantees = self.guarantees(datasets)  # first: if a package is missing for them, nothing has been trained
-        trained = side_by_side(_trained, jobs, datasets) if watch is None else None  # who watches is in this process
-        trained = self._in_turn(jobs, watch) if trained is None else trained
+        devices = None if self._solves_head() else chosen_devices()
+        if devices is not None:
+            trained = self._shared_out(devices, jobs, watch)
+        else:
+            trained = side_by_side(_trained, jobs, datasets) if watch is None else None  # who watches is here
+            trained = self._in_turn(jobs, watch) if trained is None else trained
         losses = [one.losses for one in trained]
         fitted = self.fitted([one.module for one in trained], {"loss": losses}, [one.kept for one in trained])
         return fitted._replace(guarantees=guarantees)
@@ -278,6 +290,18 @@ class Recipe(Learner):
             if watch is not None:
                 watch(i, epoch, predictor_of(Ensemble([state.module.eval()])))
         return trained if state is None else [*trained, state.member()]
+
+    def _shared_out(self, devices: Devices, jobs: Sequence[_Job], watch: Watch | None) -> list[Member]:
+        divisible(self.gradient)
+        trained: list[Member] = []
+        watched = watch is not None
+        told = ((i, one) for i, job in enumerate(jobs) for one in devices.train(*job, watched=watched))
+        for i, one in track(told, "training", total=len(jobs) * (1 + max(1, self.epochs))):
+            if isinstance(one, Member):
+                trained.append(one)
+            elif watch is not None and one.module is not None:
+                watch(i, one.number, predictor_of(Ensemble([one.module.to(jobs[i][1].device)])))
+        return trained
 
     def fitted(self, modules: Sequence[nn.Module], history: dict[str, list], kept: list[Tensor | None]) -> Fitted:
         """Wraps trained modules."""

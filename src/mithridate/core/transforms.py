@@ -125,8 +125,8 @@ class Adversarial(BatchTransform):
     step: float = 2 / 255
     """Length of a step along the sign of the gradient, in pixels of [0, 1]."""
     update: Update | None = None
-    """Another way to move, in place of steps of that length: sign-step(low=0,high=4/255) draws lengths (WITCHcraft), and
-    with one step sign-step(low=10/255,high=10/255) is fast adversarial training."""
+    """Another way to move, in place of steps of that length: sign-step(low=0,high=4/255) draws lengths (WITCHcraft);
+    with steps=1, sign-step(low=10/255,high=10/255) trains fast."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -14,10 +14,13 @@ import multiprocessing
 import os
 import pickle
 import signal
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from mithridate.core.sending import Packer, Shelf, check_sendable, unpack
 
 local = map
 """Runs trials one after the other in this process: the builtin ``map``."""
@@ -25,6 +28,8 @@ local = map
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PATIENCE = 5.0
 """Seconds a worker that was told to stop gets before it is killed."""
+STARTS = 3
+"""Workers in a row that may be killed while they start."""
 
 
 class WorkerDied(RuntimeError):
@@ -35,19 +40,24 @@ class WorkerDied(RuntimeError):
 class Processes:
     """Has the signature of ``map``, over spawned worker processes. Made by ``processes``.
 
-    Results come in the order of the items. Where the function raises, or its worker dies, the *exception* takes the
-    place of the result, and the others go on in a fresh worker.
+    Results come in the order of the items. Where the function raises, the *exception* takes the place of the result,
+    and the others go on. A task whose worker dies is tried again in a fresh one; if that dies too, the exception takes
+    its place.
     """
 
     workers: int
     """Worker processes."""
     threads: int = 1
     """Threads of each; a result is bit-identical only for an equal number."""
+    retries: int = 1
+    """How often a task whose worker died is tried again."""
 
     def __post_init__(self) -> None:
         for name, value in (("workers", self.workers), ("threads", self.threads)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; at least 1 is needed")
+        if self.retries < 0:
+            raise ValueError(f"retries is {self.retries}; 0 means that a task whose worker died is not tried again")
 
     def __call__(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         """Yields ``function(item)`` for each item, in order.
@@ -61,28 +71,40 @@ class Processes:
         return self._results(function, items)
 
     def _results(self, function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
-        pool = _Pool(min(self.workers, len(items)), self.threads)
+        shelf = Shelf()
+        pool = _Pool(min(self.workers, len(items)), self.threads, shelf)
+        packer = Packer(shelf.put)
         done: dict[int, Any] = {}
-        waiting = iter(enumerate(items))
+        deaths: Counter[int] = Counter()
+        waiting = deque(range(len(items)))
         try:
             for turn in range(len(items)):
                 while turn not in done:
                     for worker in pool.idle():
-                        index, item = next(waiting, (None, None))
-                        if index is not None:
-                            worker.send(index, function, item)
-                    done.update(pool.finished())
+                        if waiting:
+                            index = waiting.popleft()
+                            worker.send(index, pickle.dumps(packer.pack((function, items[index]))))
+                    finished, died = pool.finished()
+                    done.update(finished)
+                    for index, ending in died.items():
+                        deaths[index] += 1
+                        if deaths[index] <= self.retries:
+                            waiting.appendleft(index)
+                        else:
+                            done[index] = WorkerDied(_obituary(ending, deaths[index]))
                 yield done.pop(turn)
         finally:
             pool.close()
+            shelf.close()
 
 
-def processes(workers: int, threads: int = 1) -> Processes:
+def processes(workers: int, threads: int = 1, retries: int = 1) -> Processes:
     """Runs a study's trials in so many worker processes: ``study(trials, folder, map=processes(2))``.
 
     Args:
         workers: Worker processes; one per core is a good number.
         threads: Threads of each.
+        retries: How often a task whose worker died is tried again.
 
     A script that uses it needs the usual ``if __name__ == "__main__":``, because each worker imports the script.
 
@@ -90,21 +112,15 @@ def processes(workers: int, threads: int = 1) -> Processes:
         ValueError: Fewer than one worker or thread.
 
     >>> processes(2)
-    Processes(workers=2, threads=1)
+    Processes(workers=2, threads=1, retries=1)
     """
-    return Processes(workers, threads)
+    return Processes(workers, threads, retries)
 
 
-def check_sendable(function: Callable[[Any], Any], items: Iterable[Any]) -> None:
-    """Raises a ValueError that says what to do if something cannot be pickled."""
-    for what, value in [("the function", function), *((f"item {i}", item) for i, item in enumerate(items))]:
-        try:
-            pickle.dumps(value)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"{what} cannot be sent to a worker process ({error}); name your model or function as "
-                "'package.module:function' instead of a lambda or a local function, or use one worker"
-            ) from error
+def _obituary(ending: str, times: int) -> str:
+    hint = "; the usual reason is too little memory" if "SIGKILL" in ending else ""
+    again = f", {times} times in a row" if times > 1 else ""
+    return f"the worker process {ending}{again}{hint}"
 
 
 # --- the parent's side -----------------------------------------------------------------------------------------------
@@ -113,20 +129,20 @@ def check_sendable(function: Callable[[Any], Any], items: Iterable[Any]) -> None
 class _Worker:
     """One process and the pipe to it."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, shelf: Shelf) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, threads), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, threads, shelf), daemon=True)
         with _threads_of_children(threads):
             self.process.start()
         theirs.close()
         self.ready = False
         self.index: int | None = None
 
-    def send(self, index: int, function: Callable[[Any], Any], item: Any) -> None:
+    def send(self, index: int, task: bytes) -> None:
         self.index = index
-        with contextlib.suppress(BrokenPipeError):  # a worker that just died is noticed by `receive`
-            self.pipe.send_bytes(pickle.dumps((function, item)))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `receive` notices a worker that just died
+            self.pipe.send_bytes(task)
 
     def receive(self) -> dict[int, Any]:
         """Reads the one message that is there; raises EOFError when the worker is gone."""
@@ -151,37 +167,39 @@ class _Worker:
 class _Pool:
     """Workers, replaced as they die."""
 
-    def __init__(self, size: int, threads: int) -> None:
-        self.threads = threads
-        self.workers = [_Worker(threads) for _ in range(size)]
+    def __init__(self, size: int, threads: int, shelf: Shelf) -> None:
+        self.threads, self.shelf = threads, shelf
+        self.failed_starts = 0
+        self.workers = [_Worker(threads, shelf) for _ in range(size)]
 
     def idle(self) -> list[_Worker]:
         return [worker for worker in self.workers if worker.ready and worker.index is None]
 
-    def finished(self) -> dict[int, Any]:
-        """Waits until a worker says something; returns what was finished by then."""
+    def finished(self) -> tuple[dict[int, Any], dict[int, str]]:
+        """Waits until a worker says something; returns what was finished by then, and how workers ended at what."""
         by_pipe: dict[Any, _Worker] = {worker.pipe: worker for worker in self.workers}
         found: dict[int, Any] = {}
+        died: dict[int, str] = {}
         for pipe in wait(list(by_pipe)):
             worker = by_pipe[pipe]
             try:
                 found.update(worker.receive())
+                self.failed_starts = 0
             except (EOFError, OSError):
-                found.update(self._replace(worker))
-        return found
+                died.update(self._replace(worker))
+        return found, died
 
-    def _replace(self, worker: _Worker) -> dict[int, Any]:
+    def _replace(self, worker: _Worker) -> dict[int, str]:
         ending = worker.close()
         if not worker.ready:
-            raise RuntimeError(
-                f"a worker process could not start (it {ending}); a script that uses processes() must do its "
-                "work under `if __name__ == '__main__':`, because each worker imports the script"
-            )
-        self.workers[self.workers.index(worker)] = _Worker(self.threads)
-        if worker.index is None:
-            return {}
-        hint = "; the usual reason is too little memory" if "SIGKILL" in ending else ""
-        return {worker.index: WorkerDied(f"the worker process {ending}{hint}")}
+            self.failed_starts += 1
+            if "exit code" in ending or self.failed_starts == STARTS:
+                raise RuntimeError(
+                    f"a worker process could not start (it {ending}); a script that uses processes() must do its "
+                    "work under `if __name__ == '__main__':`, because each worker imports the script"
+                )
+        self.workers[self.workers.index(worker)] = _Worker(self.threads, self.shelf)
+        return {} if worker.index is None else {worker.index: ending}
 
     def close(self) -> None:
         for worker in self.workers:
@@ -214,21 +232,27 @@ def _threads_of_children(threads: int) -> Iterator[None]:
 # --- the worker's side -----------------------------------------------------------------------------------------------
 
 
-def _serve(pipe: Connection, threads: int) -> None:
+def _serve(pipe: Connection, threads: int, shelf: Shelf) -> None:
     """Answers tasks until the parent is gone. Ctrl-C is the parent's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     importlib.import_module("torch").set_num_threads(threads)
     pipe.send_bytes(pickle.dumps("ready"))
     while True:
         try:
-            pipe.send_bytes(_answer(pipe.recv_bytes()))
+            task = pipe.recv_bytes()
+            pipe.send_bytes(answer(lambda task=task: unpack(pickle.loads(task), shelf.take)))
         except (EOFError, OSError):  # the parent is gone; what was done is stored
             return
 
 
-def _answer(task: bytes) -> bytes:
+def answer(read: Callable[[], tuple[Callable[[Any], Any], Any]]) -> bytes:
+    """Does a task and returns its result, or the exception that it raised, pickled.
+
+    Args:
+        read: Returns the function and its item.
+    """
     try:
-        function, item = pickle.loads(task)
+        function, item = read()
         return pickle.dumps(function(item))
     except Exception as error:  # reported to the parent, which stores it with the trial
         error.add_note("in a worker process")

@@ -63,6 +63,7 @@ def robustness(
     *,
     batch: int = 250,
     seed: int = 0,
+    probe: bool = True,
 ) -> Robustness:
     """Attacks every image that a model gets right, with each attack on its own.
 
@@ -72,6 +73,7 @@ def robustness(
         attacks: In any order; none knows what the others found.
         batch: Images at a time. What an attack draws depends on it.
         seed: Of everything that attacks draw.
+        probe: Whether to look for reasons to doubt the model's gradients, which takes some steps on 64 images.
 
     Raises:
         ValueError: No attack, or no image.
@@ -90,7 +92,8 @@ def robustness(
     model = model.eval()
     right = torch.cat([_answers(model, part) for part in images.split(batch)]) == labels
     judged = tuple(_judged(model, images, labels, right, attack, batch, seed) for attack in attacks)
-    return Robustness(right, judged, tuple(_doubts(model, images, labels, right, judged, seed)))
+    doubts = _habits(model, images, labels, right, seed) if probe else []
+    return Robustness(right, judged, (*doubts, *black_box([(one.attack, one.stands) for one in judged])))
 
 
 def _answers(model: nn.Module, images: Tensor) -> Tensor:
@@ -118,10 +121,8 @@ def _judged(
 # --- doubts ----------------------------------------------------------------------------------------------------------
 
 
-def _doubts(
-    model: nn.Module, images: Tensor, labels: Tensor, right: Tensor, judged: Sequence[Judged], seed: int
-) -> list[str]:
-    """Reasons to doubt, in the manner of AutoAttack's own checks."""
+def _habits(model: nn.Module, images: Tensor, labels: Tensor, right: Tensor, seed: int) -> list[str]:
+    """Reasons to doubt that lie in the model, in the manner of AutoAttack's own checks."""
     rows = right.nonzero()[:PROBED, 0]
     if not len(rows):
         return []
@@ -138,7 +139,6 @@ def _doubts(
     gone = _without_gradient(model, probe, theirs)
     if gone > VANISHED:
         found.append(f"{100 * gone:.0f} % of the images have no gradient at all: attacks that follow it stand still")
-    found += _black_box(judged)
     if (left := _unbounded(model, probe, theirs, seed)) > 0:
         found.append(f"{left} of {len(probe)} images stand even where every pixel may change: gradients lead nowhere")
     return found
@@ -152,19 +152,20 @@ def _without_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> float
     return float((gradient.flatten(1).abs().amax(1) == 0).float().mean())
 
 
-def _black_box(judged: Sequence[Judged]) -> list[str]:
-    """Black boxes that find what no attack with gradients found, in the same ball."""
+def black_box(judged: Sequence[tuple[Evasion, Tensor]]) -> list[str]:
+    """Says which black boxes found what no attack with gradients found in the same ball.
+
+    Args:
+        judged: Each attack and the images [P] that stand under it.
+    """
     found = []
-    for one in judged:
-        seeing = [
-            other.stands for other in judged if other.attack.sees_gradients and other.attack.ball == one.attack.ball
-        ]
-        if one.attack.sees_gradients or not seeing:
+    for attack, stands in judged:
+        seeing = [theirs for other, theirs in judged if other.sees_gradients and other.ball == attack.ball]
+        if attack.sees_gradients or not seeing:
             continue
-        missed = int((torch.stack(seeing).all(0) & ~one.stands).sum())
-        if missed:
+        if missed := int((torch.stack(seeing).all(0) & ~stands).sum()):
             found.append(
-                f"{name_of(one.attack)}, which sees no gradient, fools {missed} images that no attack with gradients "
+                f"{name_of(attack)}, which sees no gradient, fools {missed} images that no attack with gradients "
                 "did: they are masked, or the steps too few"
             )
     return found

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mithridate.core.data import ImageData
+from mithridate.core.engines import Workers, engine, is_local
 from mithridate.core.members import members_by
+from mithridate.core.ray_workers import held
 from mithridate.core.sources import Arrays, DataSource
 from mithridate.core.training import Learner
-from mithridate.core.workers import processes
 from mithridate.experiments.loader import write_loader
 from mithridate.experiments.panels import Panel, dosed, plan_audit, stepped
 from mithridate.experiments.presets import general_audit
@@ -22,7 +22,7 @@ from mithridate.experiments.report import write_report
 from mithridate.experiments.scenarios import home_scenario, scenario, usual_threat
 from mithridate.experiments.sequential import run_until_decided
 from mithridate.experiments.store import Store
-from mithridate.experiments.study import Map, Pair, check_folder, load_results, run_study
+from mithridate.experiments.study import Pair, check_folder, load_results, run_study
 from mithridate.experiments.table import Table, table
 from mithridate.experiments.trial import Trial, crafted, hold_out, pretrained, surrogate_of
 from mithridate.poisoning.attack import Attack
@@ -70,7 +70,7 @@ def audit(
     clean_victims: int | None = None,
     seed: int = 0,
     out: str | Path = FOLDER,
-    workers: int = 1,
+    workers: Workers = 1,
     device: str = "cpu",
     keep_models: bool = False,
     until: Literal["decided"] | None = None,
@@ -96,7 +96,8 @@ def audit(
         clean_victims: Models trained on clean data, shared by all cases. None: 8; for an attack on accuracy 3.
         seed: First seed of the cases; trial i uses seed + i.
         out: Results folder. The same call resumes.
-        workers: Worker processes of one thread each; 1: this process, with the threads it has.
+        workers: Worker processes of one thread each, 1: this process, with the threads it has; "ray" and what else
+            `--workers` takes; or something with the signature of ``map``, such as `ray_workers`.
         device: Where models run.
         keep_models: Keep the poisoned victims, and write a loader for them.
         until: "decided": stop each comparison once it is shown, or hardly will be; `trials` is then the most.
@@ -138,7 +139,7 @@ def dose(
     clean_victims: int | None = None,
     seed: int = 0,
     out: str | Path = "runs/dose",
-    workers: int = 1,
+    workers: Workers = 1,
     device: str = "cpu",
 ) -> Audit:
     """Runs attacks at geometric doses, on the same cases each time, and fits the dose that moves half of them.
@@ -237,7 +238,7 @@ def run_audit(
     trials: Sequence[Trial],
     out: str | Path = FOLDER,
     *,
-    workers: int = 1,
+    workers: Workers = 1,
     device: str = "cpu",
     keep_models: bool = False,
     until: Literal["decided"] | None = None,
@@ -249,8 +250,7 @@ def run_audit(
     Args:
         trials: Of `plan_audit`, or any others.
         out: Results folder.
-        workers: Worker processes of one thread each; 1: this process, with the threads it has. They share out the
-            trials; of a single trial, the models of each fit.
+        workers: As for `audit`. They share out the trials; of a single trial, the models of each fit.
         device: Where models run.
         keep_models: Keep the poisoned victims, and write a loader for them.
         until: "decided": as `run_until_decided` does it.
@@ -265,12 +265,12 @@ def run_audit(
     folder = Path(out)
     if check:
         rehearse(trials, device)
-    work: Map = builtins.map if workers == 1 else processes(workers)
-    alone = workers > 1 and len(trials) == 1
+    work = engine(workers, device=device)
+    alone = len(trials) == 1 and not is_local(work)
     work_off = run_study if until is None else run_until_decided
     settings = {"device": device, "keep_models": keep_models, "command": command}
     try:
-        with members_by(work) if alone else nullcontext():
+        with members_by(work) if alone else held():
             pairs = work_off(trials, folder, map=builtins.map if alone else work, **settings)
     except RuntimeError:  # of failed trials: what is finished is worth a report
         if (folder / "trials").is_dir() and load_results(folder):

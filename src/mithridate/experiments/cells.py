@@ -116,7 +116,8 @@ class Cell:
 
     def wrong(self) -> list[float]:
         """The same of the share of successes: of test images that come out wrong, where that is the goal."""
-        return self._independent(lambda outcome: [fmean(victim) for victim in outcome.get("success") or () if victim])
+        values = self._independent(lambda outcome: [fmean(victim) for victim in outcome.get("success") or () if victim])
+        return values[:1] if len(self.accuracies()) == 1 else values
 
     def right(self) -> list[float]:
         """The same of the share of triggered images that get their true label; nothing where none carry a trigger."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from mithridate import __version__
 from mithridate.core.data import ImageData
 from mithridate.core.decoding import decoder_version
+from mithridate.core.devices import chosen_devices
 from mithridate.core.schema import SCHEMA, resumable
 from mithridate.core.training import Fitted
 from mithridate.poisoning.poison import Poison
@@ -135,6 +136,8 @@ def versions() -> dict[str, str]:
 def environment(device: str) -> dict[str, str]:
     """Returns versions and machine."""
     name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
+    several = chosen_devices()
+    name = name if several is None else f"{several.count} x {name}"
     return {**versions(), "platform": platform.platform(), "device": name, "cpu": _cpu()}
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +18,52 @@ try:
 except ImportError:  # Windows: two workers may then do the same work twice; the results are the same
     fcntl = None
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""How a system says that no more can be written."""
+
+
+class DiskFull(OSError):
+    """Nothing more can be written where results go; what is finished stays."""
+
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, a line per key, so that a reader sees all of it or nothing, even if the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as handle:
-        handle.write(_text(value))
-        handle.flush()
-        os.fsync(handle.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as handle:
+            handle.write(_text(value))
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def clear(folder: Path, files: str = "*") -> None:
+    """Removes what processes that were killed left half-written; for who holds the lock on these files."""
+    for partial in folder.glob(f"{files}.partial") if fcntl else ():
+        partial.unlink(missing_ok=True)
+
+
+def no_room(error: BaseException | None) -> bool:
+    """Tells whether an error, or what caused it, is a disk without room, as Python or safetensors report it.
+
+    >>> (
+    ...     no_room(OSError(errno.ENOSPC, "No space left on device")),
+    ...     no_room(OSError(errno.EACCES, "Permission denied")),
+    ... )
+    (True, False)
+    """
+    while error is not None:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if (isinstance(error, OSError) and error.errno in FULL) or (code and int(code[1]) in FULL):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _text(value: Any) -> str:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import builtins
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mithridate.core.data import ImageData
+from mithridate.core.engines import Workers, engine, is_local
 from mithridate.core.members import members_by
 from mithridate.core.pixels import to_bytes
 from mithridate.core.progress import quiet
+from mithridate.core.ray_workers import held
 from mithridate.core.schema import SCHEMA, to_json
 from mithridate.core.sources import DataSource
 from mithridate.core.training import Recipe
-from mithridate.core.workers import processes
 from mithridate.experiments.audit import source_of
 from mithridate.experiments.facts import environment
 from mithridate.experiments.files import write_json
@@ -26,7 +26,7 @@ from mithridate.experiments.leak_table import LeakTable, leak_table
 from mithridate.experiments.leaks import LeakTrial
 from mithridate.experiments.pictures import contact_sheet
 from mithridate.experiments.store import DataSets
-from mithridate.experiments.study import Map, Pair, check_folder, load_results, run_study
+from mithridate.experiments.study import Pair, check_folder, load_results, run_study
 from mithridate.inversion.attack import Inversion, Reconstruction
 from mithridate.inversion.attacks.inverting_gradients import InvertingGradients
 from mithridate.inversion.client import Client, LeakDefense
@@ -77,7 +77,7 @@ def invert(
     cases: int = CASES,
     seed: int = 0,
     out: str | Path = FOLDER,
-    workers: int = 1,
+    workers: Workers = 1,
     device: str = "cpu",
     command: str | None = None,
 ) -> Inverted:
@@ -96,8 +96,9 @@ def invert(
         cases: Batches per cell, the same ones in every cell of equal size.
         seed: First seed of the cases; case i uses seed + i.
         out: Results folder. The same call resumes.
-        workers: Worker processes of one thread each; 1: this process, with the threads it has. They share out the
-            cases; of a single case, the restarts.
+        workers: Worker processes of one thread each, 1: this process, with the threads it has; "ray" and what else
+            `--workers` takes; or something with the signature of ``map``. They share out the cases; of a single case,
+            the restarts.
         device: Where models run.
         command: What to run to repeat this, for the report.
 
@@ -168,7 +169,7 @@ def run_invert(
     trials: Sequence[LeakTrial],
     out: str | Path = FOLDER,
     *,
-    workers: int = 1,
+    workers: Workers = 1,
     device: str = "cpu",
     command: str | None = None,
 ) -> Inverted:
@@ -180,10 +181,10 @@ def run_invert(
     """
     folder = Path(out)
     rehearse_leaks(trials, device)
-    work: Map = builtins.map if workers == 1 else processes(workers)
-    alone = workers > 1 and len(trials) == 1  # then workers share out its restarts
+    work = engine(workers, device=device)
+    alone = len(trials) == 1 and not is_local(work)  # then workers share out its restarts
     try:
-        with members_by(work) if alone else nullcontext():
+        with members_by(work) if alone else held():
             pairs = run_study(trials, folder, map=builtins.map if alone else work, device=device, command=command)
     except RuntimeError:  # of failed trials: what is finished is worth a report
         if (folder / "trials").is_dir() and load_results(folder):
@@ -243,7 +244,7 @@ def invert_leak(
     *,
     out: str | Path = "runs/invert-leak",
     seed: int = 0,
-    workers: int = 1,
+    workers: Workers = 1,
 ) -> Reconstruction:
     """Reconstructs the images behind one leak and writes them as PNG files, beside safetensors and a manifest.
 
@@ -252,13 +253,14 @@ def invert_leak(
         attack: What reconstructs the images.
         out: Folder for the images; made if it does not exist.
         seed: Where the search starts.
-        workers: Worker processes that share out the attack's restarts.
+        workers: As for `invert`; they share out the attack's restarts.
 
     Raises:
         ValueError: A leak that does not hold what the attack needs, or a folder of other things.
     """
     folder = check_leak_folder(Path(out))
-    with members_by(None if workers == 1 else processes(workers)):
+    work = engine(workers, device=leak.device.type)
+    with members_by(None if is_local(work) else work):
         found = attack.reconstruct(leak, seed)
     write_reconstruction(folder, leak, attack, found, seed)
     return found

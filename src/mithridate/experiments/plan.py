@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 from mithridate.core.classifier import save_weights
 from mithridate.core.data import ImageData
-from mithridate.core.learners import Mixed
+from mithridate.core.learners import Mixed, TrainFunction
 from mithridate.core.progress import quiet
 from mithridate.core.schema import to_json
 from mithridate.core.states import Stage, TrainingState
 from mithridate.core.training import Fitted, Learner, Recipe, Watch
+from mithridate.experiments.own_code import Rehearsed
 from mithridate.experiments.store import Store
 from mithridate.experiments.study import check_folder, identify
 from mithridate.experiments.trial import Trial
@@ -161,8 +162,9 @@ def _recipes(learner: Learner) -> Sequence[Recipe | None]:
 
 
 def _minutes_left(left: Sequence[Trial], made: set[str], store: Store, device: str, workers: int) -> float | None:
-    """Estimates the minutes that unfinished trials take; None where a learner trains with code of its own."""
-    if any(learner.recipe is None for trial in left for learner in (trial.learner, trial.surrogate or trial.learner)):
+    """Estimates the minutes that unfinished trials take; None where nothing is known of how a learner trains."""
+    learners = [learner for trial in left for learner in (trial.learner, trial.surrogate or trial.learner)]
+    if any(learner.recipe is None and not isinstance(learner, TrainFunction) for learner in learners):
         return None
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a probe trains too briefly not to be warned about
@@ -183,7 +185,10 @@ class Probe:
 
     def fit(self, trial: Trial, kind: str = CLEAN) -> float:
         """Returns the seconds of one fit without defences: of a victim, a surrogate, or pretrained features."""
-        recipe, train = self._recipe(trial, kind), self._train(trial)
+        learner = self._learner(trial, kind)
+        if isinstance(learner, TrainFunction):
+            return self._rehearsed(learner, trial).seconds
+        recipe, train = learner, self._train(trial)
         return self._once(("fit", to_json(trial.data), trial.pretrain, recipe), lambda: fit_seconds(recipe, train))
 
     def shared(self, group: Shared) -> float:
@@ -203,7 +208,7 @@ class Probe:
             "craft",
             to_json(trial.data),
             trial.pretrain,
-            self._recipe(trial, SURROGATES),
+            self._learner(trial, SURROGATES),
             trial.attack,
             trial.threat,
         )
@@ -212,7 +217,9 @@ class Probe:
     def _craft(self, trial: Trial) -> float:
         train = self._train(trial)
         task = trial.threat.draw(train, self.store.data(trial.data, self.device).test, trial.seed)
-        surrogate = Untrained(self._recipe(trial, SURROGATES), few(train, 1))
+        learner = self._learner(trial, SURROGATES)
+        own = isinstance(learner, TrainFunction)
+        surrogate = self._rehearsed(learner, trial) if own else Untrained(learner, few(train, 1))
 
         def seconds(attack: Attack) -> float:
             start = time.perf_counter()
@@ -231,8 +238,13 @@ class Probe:
         train = self.store.data(trial.data, self.device).train
         return train if trial.pretrain is None else train.select(train.ids[::2])
 
-    def _recipe(self, trial: Trial, kind: str) -> Recipe:
+    def _rehearsed(self, learner: TrainFunction, trial: Trial) -> Rehearsed:
+        return self._once(("own", to_json(trial.data), learner), lambda: Rehearsed(learner, self._train(trial)))
+
+    def _learner(self, trial: Trial, kind: str) -> Recipe | TrainFunction:
         learner = (trial.surrogate if kind == SURROGATES else None) or trial.learner
+        if isinstance(learner, TrainFunction):
+            return learner
         recipe = trial.pretrain if kind == FEATURES else learner.recipe
         assert recipe is not None
         if kind == FEATURES or trial.pretrain is None:

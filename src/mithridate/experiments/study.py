@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from mithridate import __version__
-from mithridate.core.schema import SCHEMA, from_json, resolve, to_json
+from mithridate.core.devices import check_here
+from mithridate.core.ray_workers import held
+from mithridate.core.schema import SCHEMA, from_json, to_json
 from mithridate.experiments.cells import with_plan
 from mithridate.experiments.facts import versions
-from mithridate.experiments.files import locked, read_json, write_json
+from mithridate.experiments.files import DiskFull, clear, locked, no_room, read_json, write_json
 from mithridate.experiments.job import Job
 from mithridate.experiments.leaks import LeakTrial
 from mithridate.experiments.live import shown
@@ -35,7 +38,7 @@ COMPARED_VERSIONS = ("mithridate", "torch")
 
 
 class Map(Protocol):
-    """Anything with the signature of builtin ``map``: workers.processes(2), a Ray or joblib adapter, ``map`` itself.
+    """Anything with the signature of builtin ``map``: processes(2), ray_workers(), a joblib adapter, ``map`` itself.
 
     Where the function could not be run to its end, the exception may stand for the result.
     """
@@ -78,7 +81,7 @@ def run_study(
     Args:
         trials: What to run; equal ones count once.
         folder: Results folder; made if it does not exist. Run the same again to resume.
-        map: Where trials run: builtin ``map``, ``processes(2)``, ...
+        map: Where trials run: builtin ``map``, ``processes(2)``, ``ray_workers()``, ...
         device: Where models run.
         keep_models: Store poisoned victims as well, under ``fits/``; ``store.load_model`` reads one.
         command: The command line that runs this study again, for the report.
@@ -88,8 +91,10 @@ def run_study(
         (trial.json, result.json) of each trial, in the order given.
 
     Raises:
-        ValueError: The folder holds results of other data or another schema, or is no results folder.
+        ValueError: The folder holds results of other data or another schema, or is no results folder; or a map inside
+            `on_devices`.
         StudyErrors: Some trials failed; raised after all others have run. Each left an ``error.json``.
+        DiskFull: Nothing more can be written; raised at once, and finished work stays.
         KeyboardInterrupt: Ctrl-C; finished work stays.
 
     >>> import tempfile
@@ -102,6 +107,7 @@ def run_study(
     >>> result["poison"]["count"], len(result["outcome"]["accuracy"])
     (0, 1)
     """
+    check_here(map)
     store = Store(check_folder(Path(folder)))
     named = identify(trials, store, device)
     fingerprints = {store.data(trial.data, device).fingerprint for trial in named.values()}
@@ -109,7 +115,7 @@ def run_study(
     errors: dict[str, dict[str, str]] = {}
     try:
         finished = sum(store.finished(name) for name in named)
-        with shown(len(named), finished, lambda name: store.result(name)[1], progress=progress) as tell:
+        with shown(len(named), finished, lambda name: store.result(name)[1], progress=progress) as tell, held():
             for wait in (False, True):  # first what no other process is at, then wait for what they are at
                 work = partial(run_one, store=store, device=device, keep_models=keep_models, wait=wait)
                 missing = {n: t for n, t in named.items() if n not in errors and not store.finished(n)}
@@ -124,6 +130,15 @@ def run_study(
         raise KeyboardInterrupt(
             f"stopped; {done} of {len(named)} trials are finished in {store.folder}; run the same again to resume"
         ) from None
+    except Exception as error:
+        if not no_room(error):
+            raise
+        done = sum(store.finished(name) for name in named)
+        reason = (
+            f"nothing more can be written ({error}); {done} of {len(named)} trials are finished and stay: free some "
+            "room, and run the same again to go on"
+        )
+        raise DiskFull(errno.ENOSPC, reason, str(store.folder)) from error
     if errors:
         raise StudyErrors(store.folder, list(errors.values()), finished=len(named) - len(errors))
     return with_plan([store.result(name) for name in named], study.get("planned"))
@@ -149,10 +164,13 @@ def run_one(item: tuple[str, Job], *, store: Store, device: str, keep_models: bo
             return BUSY
         if store.finished(name):
             return DONE
+        clear(folder)
         write_json(folder / "trial.json", to_json(trial))
         try:
             result = trial.run(store, device, keep_models=keep_models)
         except Exception as error:  # whatever an attack or a user's model raises: the other trials go on
+            if no_room(error):
+                raise
             return _store_error(error, name, trial, store)
         write_json(folder / "result.json", result.to_json())
         (folder / "error.json").unlink(missing_ok=True)
@@ -226,23 +244,6 @@ def load_errors(folder: str | Path) -> list[dict[str, str]]:
     return [read_json(path) for path in paths if not path.with_name("result.json").exists()]
 
 
-def definition(text: str) -> list[Job]:
-    """Calls a study definition, ``package.module:function``; the current folder is searched too.
-
-    Raises:
-        ValueError: Nothing of that name.
-        TypeError: It is no function, or does not return a list of trials.
-    """
-    function = resolve(text)
-    if not callable(function):
-        raise TypeError(f"{text} is {type(function).__name__}; a study is a function that returns a list of Trial")
-    trials: Any = function()
-    wrong = [trial for trial in trials if not isinstance(trial, Job)] if isinstance(trials, Sequence) else [trials]
-    if wrong:
-        raise TypeError(f"{text} returned {type(wrong[0]).__name__} where a list of Trial was expected")
-    return list(trials)
-
-
 # --- order -----------------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +314,7 @@ def register(
     """
     path = store.folder / "study.json"
     with locked(path.with_suffix(".lock"), wait=True):
+        clear(store.folder, f"{path.name}.*")
         old = read_json(path) if path.exists() else {"schema": SCHEMA, "fingerprints": [], "versions": versions()}
         if not isinstance(old, dict) or not {"schema", "fingerprints", "versions"} <= old.keys():
             raise ValueError(f"{path} was not written by mithridate; give another folder (--out)")
@@ -369,6 +371,8 @@ def _store_error(error: BaseException, name: str, trial: Job, store: Store) -> d
 
 def _noted(outcome: Any, name: str, trial: Job, store: Store) -> dict[str, str] | None:
     """Returns the error of a trial, stored; None where there is none."""
+    if isinstance(outcome, BaseException) and no_room(outcome):
+        raise outcome
     if isinstance(outcome, BaseException):  # the worker could not even report it
         write_json(store.trial_folder(name) / "trial.json", to_json(trial))
         return _store_error(outcome, name, trial, store)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mithridate.core.data import ImageData
+from mithridate.core.engines import Workers
 from mithridate.core.sources import DataSource
 from mithridate.core.training import Learner
 from mithridate.experiments.audit import Audit, run_audit, source_of
@@ -33,7 +34,7 @@ def transfer_grid(
     clean_victims: int = 8,
     seed: int = 0,
     out: str | Path = FOLDER,
-    workers: int = 1,
+    workers: Workers = 1,
     device: str = "cpu",
 ) -> Audit:
     """Measures how far poison carries: from each surrogate to each victim in each scenario, on the same cases.
@@ -50,7 +51,7 @@ def transfer_grid(
         clean_victims: Models trained on clean data, shared by all cases.
         seed: First seed of the cases.
         out: Results folder. The same call resumes.
-        workers: Worker processes of one thread each; 1: this process, with the threads it has.
+        workers: As for `audit`.
         device: Where models run.
 
     Returns:

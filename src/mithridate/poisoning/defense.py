@@ -66,7 +66,10 @@ def changed(learner: Learner, defense: Defense, **settings: Any) -> Recipe | Mix
         return learner.changed(**settings)
     name = name_of(defense)
     if learner.recipe is None:
-        raise TypeError(f"{name} changes the training recipe, but {name_of(learner)} trains with code of its own")
+        raise TypeError(
+            f"{name} changes the training recipe, but {name_of(learner)} trains with code of its own; make the change "
+            "there, or take a defence that wraps it: a filter, vote, purification or guard"
+        )
     raise TypeError(
         f"{name} changes the training recipe, so it comes before what wraps a learner ({name_of(learner)}); "
         f"put {name} first in the list of defences"

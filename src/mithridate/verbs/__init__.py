@@ -4,6 +4,7 @@ Separate from `cli` because it brings torch.
 """
 
 from mithridate.verbs.doses import dose as dose
+from mithridate.verbs.evasions import evade as evade
 from mithridate.verbs.exchanges import export as export, import_ as import_, verify as verify
 from mithridate.verbs.leaks import invert as invert
 from mithridate.verbs.pipelines import audit as audit, craft as craft

@@ -17,7 +17,6 @@ from mithridate.core.safe_images import refusing
 from mithridate.core.schema import choices, from_json, name_of, parse
 from mithridate.core.sources import source
 from mithridate.core.training import Recipe
-from mithridate.core.workers import processes
 from mithridate.experiments.presets import RECIPES, preset
 from mithridate.experiments.retrial import retrain
 from mithridate.poisoning.exchange.artefact import Artefact
@@ -68,7 +67,7 @@ def verify(options: VerifyOptions, command: str) -> int:
     again = None
     if options.retrain is not None and not failed:
         placed = Reference(data.train.to(options.device), data.test.to(options.device))
-        with members_by(processes(workers)):
+        with members_by(workers):
             again = retrain(parcel, placed, _recipe(options), models=options.retrain, seed=options.seed)
     if options.json:
         told: dict[str, Any] = {"format": name_of(form), "findings": [finding._asdict() for finding in found]}
@@ -129,9 +128,6 @@ def _lost(parcel: Parcel, back: Parcel, form: Format) -> list[str]:
             continue
         if field.name == "trigger" and parcel.patch is not None and "patch" in form.carries:
             continue  # the patch says all of it
-        if field.name not in form.carries:
-            lost.append(field.name.replace("_", " "))
-            continue
         if (
             isinstance(was, torch.Tensor)
             and len(was) == len(parcel)
@@ -139,8 +135,11 @@ def _lost(parcel: Parcel, back: Parcel, form: Format) -> list[str]:
         ):
             was, now = was[sorted_], None if now is None else now[again]
         same = torch.equal(was, now) if isinstance(was, torch.Tensor) and now is not None else was == now
-        if not same:
+        if same:
+            continue
+        if field.name in form.carries:
             raise ValueError(f"what was written in {name_of(form)} does not read back: {field.name} differ")
+        lost.append(field.name.replace("_", " "))
     return lost
 
 

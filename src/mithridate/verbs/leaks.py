@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from mithridate.core.engines import Map, described, slots
 from mithridate.core.schema import name_of, parse
 from mithridate.core.sources import source
 from mithridate.core.training import Recipe
@@ -42,7 +43,7 @@ PROBE = 5
 def invert(options: InvertOptions, command: str) -> int:
     """Does what `mithridate invert` says."""
     gates = read_gates(options.fail_if, LeakTrial.kind)
-    workers = start_torch(options.device, options.workers)
+    workers = start_torch(options.device, options.workers, options.gpus_per_trial)
     attacks = _attacks(options)
     if options.leak is not None:
         return _one_leak(options, attacks, workers)
@@ -94,7 +95,7 @@ def _stack(text: str) -> tuple[LeakDefense, ...]:
     return tuple(parse(LeakDefense, name) for name in text.split("+"))
 
 
-def _one_leak(options: InvertOptions, attacks: Sequence[Inversion], workers: int) -> int:
+def _one_leak(options: InvertOptions, attacks: Sequence[Inversion], workers: Map) -> int:
     if len(attacks) != 1:
         raise ValueError(f"--leak is inverted by one attack, but {len(attacks)} are named; choose one")
     assert options.leak is not None
@@ -123,7 +124,7 @@ def _one_leak(options: InvertOptions, attacks: Sequence[Inversion], workers: int
 def run_leaks(
     trials: Sequence[LeakTrial],
     folder: Path,
-    workers: int,
+    workers: Map,
     options: Running,
     command: str,
     gates: Sequence[Condition] = (),
@@ -156,7 +157,7 @@ def print_leaks(table: LeakTable, *, as_json: bool) -> None:
     print_leak_table(table, console if console.is_terminal else Console(highlight=False, width=160))
 
 
-def plan_leaks(trials: Sequence[LeakTrial], folder: Path, workers: int, device: str) -> int:
+def plan_leaks(trials: Sequence[LeakTrial], folder: Path, workers: Map, device: str) -> int:
     """Says what would run and for about how long, after a short search in every cell."""
     store = Store(check_folder(folder))
     left = {name: trial for name, trial in identify(trials, store, device).items() if not store.finished(name)}
@@ -177,8 +178,8 @@ def plan_leaks(trials: Sequence[LeakTrial], folder: Path, workers: int, device: 
     fits = sum(bool(recipe.epochs) for recipe in {trial.recipe for trial in trials})
     cells = len({replace(trial, seed=0) for trial in trials})
     say(f"{len(trials)} inversions in {cells} cell{'s' * (cells != 1)}; {len(trials) - len(left)} are finished")
-    say(f"{fits} model{'s' * (fits != 1)} to train, then about {_duration(total / workers)} of inversion")
-    say(f"on {workers} worker{'s' * (workers > 1)} ({device}), into {folder}")
+    say(f"{fits} model{'s' * (fits != 1)} to train, then about {_duration(total / slots(workers))} of inversion")
+    say(f"on {described(workers)} ({device}), into {folder}")
     return 0
 
 

@@ -10,29 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from mithridate.core.devices import on_devices
+from mithridate.core.engines import Map, described, slots
 from mithridate.core.members import members_by
 from mithridate.core.schema import name_of, parse
 from mithridate.core.sources import DataSource, source
-from mithridate.core.training import Recipe
-from mithridate.core.workers import processes
+from mithridate.core.training import Learner, Recipe
 from mithridate.experiments import audit as audits
 from mithridate.experiments.audit import Audit, run_audit
 from mithridate.experiments.cells import CONTROLS
 from mithridate.experiments.gates import Condition
 from mithridate.experiments.loader import FILE
+from mithridate.experiments.own_code import fitting
 from mithridate.experiments.panels import Panel, dosed, plan_audit
 from mithridate.experiments.plan import plan
 from mithridate.experiments.power import what_it_takes, what_n_shows
 from mithridate.experiments.presets import RECIPES, Preset, preset
 from mithridate.experiments.rehearsal import rehearse
 from mithridate.experiments.report import write_report
-from mithridate.experiments.scenarios import home_scenario, scenario, usual_threat
+from mithridate.experiments.scenarios import at_home, scenario, usual_threat
 from mithridate.experiments.study import Pair
 from mithridate.experiments.table import Table, print_table, table
 from mithridate.experiments.trial import Trial
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.defense import Defense
 from mithridate.poisoning.threat import FixedCase
+from mithridate.verbs import own_code
 from mithridate.verbs.gates import check_gates, gate, read_gates
 from mithridate.verbs.terminal import Show, say, start_torch
 
@@ -58,38 +61,45 @@ def audit(options: AuditOptions, command: str) -> int:
 def run_panels(panels: Sequence[Panel], data: DataSource, options: AuditOptions, folder: Path, command: str) -> int:
     """Runs panels into a folder, or says what would run."""
     gates = read_gates(options.fail_if, Trial.kind)
-    workers = start_torch(options.device, options.workers)
+    workers = start_torch(options.device, options.workers, options.gpus_per_trial, options.devices)
     trials = plan_audit(panels, data, seed=options.seed)
     check_gates(gates, trials)
     if options.plan:
         rehearse(trials, options.device)
         return print_plan(trials, folder, workers, options.device, [panel.trials for panel in panels])
-    done = run_audit(
-        trials,
-        folder,
-        workers=workers,
-        device=options.device,
-        keep_models=options.keep_models,
-        until=options.until,
-        command=command,
-    )
+    with on_devices(options.devices):
+        done = run_audit(
+            trials,
+            folder,
+            workers=workers,
+            device=options.device,
+            keep_models=options.keep_models,
+            until=options.until,
+            command=command,
+        )
     return print_audit(done, command, as_json=options.json) or gate(gates, done.table)
 
 
 def craft(options: CraftOptions, command: str) -> int:
     """Does what `mithridate craft` says."""
-    workers = start_torch(options.device, options.workers)
+    workers = start_torch(options.device, options.workers, devices=options.devices)
     begin, recipe, data = pipeline(options)
-    panel = _panel(options.attack, begin.panels(recipe), recipe)
+    panels, learner = begin.panels(recipe), recipe
+    names = [options.scenario] if options.scenario else None
+    if options.train_fn is not None:
+        names = names or [own_code.GREY_BOX]
+        learner = own_code.learner_of(options, names)
+        panels = fitting(panels, learner)
+    panel = _panel(options.attack, panels, learner)
     if options.target is not None:
         panel = replace(panel, threat=replace(panel.threat, case=_case(options)))
-    names = [options.scenario] if options.scenario else None
-    panels = dosed(_in_scenarios([panel], names, recipe, options.surrogate), eps=options.eps, budget=options.budget)
+    placed = _in_scenarios([panel], names, learner, _theirs(options, recipe))
+    panels = dosed(placed, eps=options.eps, budget=options.budget)
     if len(panels) > 1:
         raise ValueError("craft makes one poison, so give one eps and one budget")
     trial = plan_audit(panels, data, seed=options.seed)[0]
-    rehearse([trial], options.device)
-    with members_by(processes(workers)):
+    with on_devices(options.devices), members_by(workers):
+        rehearse([trial], options.device)
         folder, task, poison = audits.craft(trial, options.out, options.device)
     if options.json:
         say(json.dumps({"folder": str(folder), "case": task.case(), "count": len(poison), "notes": poison.notes}))
@@ -106,7 +116,7 @@ def craft(options: CraftOptions, command: str) -> int:
 def run_poisonings(
     trials: Sequence[Trial],
     folder: Path,
-    workers: int,
+    workers: Map,
     options: Running,
     command: str,
     gates: Sequence[Condition] = (),
@@ -124,7 +134,7 @@ def run_poisonings(
     return print_audit(done, command, as_json=options.json) or gate(gates, done.table)
 
 
-def plan_poisonings(trials: Sequence[Trial], folder: Path, workers: int, device: str) -> int:
+def plan_poisonings(trials: Sequence[Trial], folder: Path, workers: Map, device: str) -> int:
     """Rehearses poisoning trials and says what would run."""
     rehearse(trials, device)
     return print_plan(trials, folder, workers, device, [len({trial.seed for trial in trials})])
@@ -147,15 +157,18 @@ def audit_panels(options: AuditOptions) -> tuple[list[Panel], DataSource]:
     An attack that the preset has keeps the preset's dose; another gets the dose of its paper.
     """
     begin, recipe, data = pipeline(options)
-    panels = begin.panels(recipe)
+    panels, learner, names = begin.panels(recipe), recipe, options.scenarios
+    if options.train_fn is not None:
+        learner = own_code.learner_of(options, names or [own_code.BLACK_BOX])
+        panels = fitting(panels, learner)
     if options.attacks is not None:
-        panels = [_panel(text, panels, recipe) for text in options.attacks]
+        panels = [_panel(text, panels, learner) for text in options.attacks]
     if not panels:
         raise ValueError("no attack to audit; name some after --attacks, or leave it out for the preset's")
     changes: dict[str, Any] = {} if options.trusted is None else {"trusted": options.trusted}
     if options.defenses is not None:
         changes["defenses"] = tuple(_stack(text) for text in options.defenses)
-    placed = _in_scenarios(panels, options.scenarios, recipe, options.surrogate)
+    placed = _in_scenarios(panels, names, learner, _theirs(options, recipe))
     numbers = (options.trials, options.victims, options.clean_victims)
     panels = [replace(panel, **changes, adaptive=options.adaptive).sized(*numbers) for panel in placed]
     return dosed(panels, eps=options.eps, budget=options.budget), data
@@ -176,12 +189,12 @@ def pipeline(options: AuditOptions | CraftOptions) -> tuple[Preset, Recipe, Data
     return begin, recipe, source(options.data, per_class=per_class, size=options.size, cache=options.cache)
 
 
-def _panel(text: str, known: Sequence[Panel], recipe: Recipe) -> Panel:
+def _panel(text: str, known: Sequence[Panel], learner: Learner) -> Panel:
     """The preset's panel of that attack, or a new one beside it, with the settings in the text."""
     attack = parse(Attack, text)
     same = next((panel for panel in known if type(panel.attack) is type(attack)), None)
     if same is None:
-        place = scenario(home_scenario(attack), recipe)
+        place = at_home(attack, learner)
         stacks = tuple(dict.fromkeys(stack for panel in known for stack in panel.defenses))
         return replace(known[0], attack=attack, threat=usual_threat(attack), scenario=place, defenses=stacks)
     if attack == type(attack)():
@@ -190,17 +203,23 @@ def _panel(text: str, known: Sequence[Panel], recipe: Recipe) -> Panel:
     return replace(same, attack=attack, threat=replace(own, budget=same.threat.budget, ball=same.threat.ball))
 
 
+def _theirs(options: AuditOptions | CraftOptions, recipe: Recipe) -> Recipe | None:
+    """What the attacker trains where it is not what the victims' owner does."""
+    if options.train_fn is not None:
+        return replace(recipe, model=options.surrogate or recipe.model)
+    return None if options.surrogate is None else replace(recipe, model=options.surrogate, start_from=None)
+
+
 def _in_scenarios(
-    panels: Sequence[Panel], names: Sequence[str] | None, recipe: Recipe, surrogate: str | None
+    panels: Sequence[Panel], names: Sequence[str] | None, learner: Learner, theirs: Recipe | None
 ) -> list[Panel]:
     """Every panel in every scenario named (by default its own), with the attacker's own model where one is given."""
-    if not names and surrogate is None:
+    if not names and theirs is None:
         return list(panels)
-    theirs = None if surrogate is None else replace(recipe, model=surrogate, start_from=None)
     return [
-        replace(panel, scenario=scenario(name, recipe, theirs))
+        replace(panel, scenario=scenario(name, learner, own_code.known(name, learner, theirs)))
         for panel in panels
-        for name in names or (home_scenario(panel.attack, recipe),)
+        for name in names or (own_code.usual_scenario(panel.attack, learner),)
     ]
 
 
@@ -218,10 +237,10 @@ def _stack(text: str) -> tuple[Defense, ...]:
 # --- from results to text --------------------------------------------------------------------------------------------
 
 
-def print_plan(trials: Sequence[Trial], folder: Path, workers: int, device: str, counts: Sequence[int]) -> int:
+def print_plan(trials: Sequence[Trial], folder: Path, workers: Map, device: str, counts: Sequence[int]) -> int:
     """Prints what would run and what it could show."""
-    say(str(plan(trials, folder, workers=workers, device=device)))
-    say(f"on {workers} worker{'s' * (workers > 1)} ({device}), into {folder}")
+    say(str(plan(trials, folder, workers=slots(workers), device=device)))
+    say(f"on {described(workers)} ({device}), into {folder}")
     attacked = {replace(trial, seed=0, victims=1) for trial in trials if name_of(trial.attack) not in CONTROLS}
     for count in sorted(set(counts)):
         say(what_n_shows(count, comparisons=len(attacked)))

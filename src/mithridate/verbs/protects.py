@@ -20,7 +20,6 @@ from mithridate.core.schema import choices, parse, to_json
 from mithridate.core.seeds import stream
 from mithridate.core.sources import source
 from mithridate.core.training import Recipe
-from mithridate.core.workers import processes
 from mithridate.experiments.files import write_json
 from mithridate.experiments.presets import RECIPES, preset
 from mithridate.experiments.protection import check
@@ -74,7 +73,7 @@ def protect(options: ProtectOptions, command: str) -> int:
         "seed": options.seed,
         "data": copy.listing.state(np.arange(len(copy.listing.labels))),
     }
-    with members_by(processes(workers)):
+    with members_by(workers):
         done = protected(
             copy,
             lambda: method.prepare(train.to(options.device), Linf(eps=options.eps), learner, options.seed),

@@ -12,7 +12,6 @@ from mithridate.core.originals import Originals, check_copy, copy_without, origi
 from mithridate.core.schema import choices, parse
 from mithridate.core.sources import source
 from mithridate.core.training import Recipe
-from mithridate.core.workers import processes
 from mithridate.experiments.presets import RECIPES, preset
 from mithridate.experiments.store import Store, Stored
 from mithridate.experiments.suspects import DROP, PAGE, SUSPECTS, write_scan
@@ -39,7 +38,7 @@ def scan(options: ScanOptions, command: str) -> int:
     filters, recipe = _filters(options), _recipe(options)
     given = originals(data, options.device)
     learner = Stored(recipe, Store(options.out))
-    with members_by(processes(workers)):
+    with members_by(workers):
         found = scanned(given.data, learner, filters, models=options.models, seed=options.seed)
     said = write_scan(
         options.out,

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from mithridate.core.devices import on_devices
+from mithridate.experiments.definitions import definition
 from mithridate.experiments.exports import TENSORBOARD, content_of, export, findings, is_text, place_of
 from mithridate.experiments.files import read_json
 from mithridate.experiments.job import Job
 from mithridate.experiments.leaks import LeakTrial
-from mithridate.experiments.study import definition, kind_of, load_results, read_trial
+from mithridate.experiments.study import kind_of, load_results, read_trial
 from mithridate.experiments.trial import Trial
 from mithridate.verbs.gates import check_gates, gate, read_gates
 from mithridate.verbs.leaks import plan_leaks, report_leaks, run_leaks
@@ -38,14 +40,15 @@ KINDS: dict[str, Kind] = {
 
 def trial(options: TrialOptions, command: str) -> int:
     """Does what `mithridate trial` says."""
-    workers = start_torch(options.device, options.workers)
+    workers = start_torch(options.device, options.workers, options.gpus_per_trial, options.devices)
     stored = read_trial(read_json(options.file))
-    return KINDS[stored.kind].run([stored], options.out, workers, options, command)
+    with on_devices(options.devices):
+        return KINDS[stored.kind].run([stored], options.out, workers, options, command)
 
 
 def study(options: StudyOptions, command: str) -> int:
     """Does what `mithridate study` says."""
-    workers = start_torch(options.device, options.workers)
+    workers = start_torch(options.device, options.workers, options.gpus_per_trial, options.devices)
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"limit is {options.limit}; at least 1 trial is needed")
     trials: list[Job] = definition(options.function)[: options.limit]
@@ -59,7 +62,8 @@ def study(options: StudyOptions, command: str) -> int:
     check_gates(gates, trials)
     if options.plan:
         return kind.plan(trials, folder, workers, options.device)
-    return kind.run(trials, folder, workers, options, command, gates)
+    with on_devices(options.devices):
+        return kind.run(trials, folder, workers, options, command, gates)
 
 
 def report(options: ReportOptions, command: str) -> int:
