@@ -72,7 +72,7 @@ def _start() -> str:
 
 
 def _copied(work: Callable[[], str]) -> str:
-    with mock.patch.object(Shelf, "put", lambda shelf, array: None):
+    with mock.patch.object(Shelf, "put", return_value=None):
         return work()
 
 
