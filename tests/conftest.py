@@ -17,6 +17,9 @@ torch.set_num_threads(1)
 settings.register_profile("mithridate", deadline=None, derandomize=True, database=None)
 settings.load_profile("mithridate")
 
+collect_ignore = ["fuzz"]
+"""Needs atheris, and is run by hand."""
+
 CIFAR10 = Path(
     os.environ.get("MITHRIDATE_CIFAR10", Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10")
 )

@@ -62,6 +62,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Runs the command line in this process, in a folder with training code: (exit code, output, messages)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["mithridate", "audit", "--train-fn"])
     monkeypatch.setenv("COLUMNS", "100")
     (tmp_path / "own_training.py").write_text(TRAINING)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def test_imports_reach_attributes_of_attributes_and_the_current_folder(
 ) -> None:
     (tmp_path / "nets_of_this_folder.py").write_text("class Nets:\n    best = 3\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(schema.sys, "path", list(schema.sys.path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     assert resolve("nets_of_this_folder:Nets.best") == 3
     assert class_of(RowRule, f"{HERE}:EveryOther") is EveryOther
 

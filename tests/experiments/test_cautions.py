@@ -172,6 +172,8 @@ def _raised() -> list[tuple[str, str]]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn":
                 message = node.args[0]
+                if isinstance(message, ast.Name) and message.id not in names:
+                    continue  # said by another process, and passed on
                 message = names[message.id] if isinstance(message, ast.Name) else message
                 parts = [p.value for p in ast.walk(message) if isinstance(p, ast.Constant) and isinstance(p.value, str)]
                 found.append((path.name, " ".join(parts)))

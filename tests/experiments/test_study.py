@@ -185,7 +185,7 @@ def test_worker_processes_give_the_same_results(tmp_path: Path) -> None:
     """One worker dies; its trial is reported, the others are as if run here."""
     trials = [noise_trial(0), trial(attack=NoAttack(), victims=2), trial(attack=Brighten(dies=True)), noise_trial(1)]
     with pytest.raises(StudyErrors, match="1 of 4 trials failed") as caught:
-        run_study(trials, tmp_path / "a", map=processes(2), progress=False)
+        run_study(trials, tmp_path / "a", map=processes(2, retries=0), progress=False)
     assert caught.value.errors[0]["type"] == "WorkerDied"
     assert "SIGKILL" in caught.value.errors[0]["message"]
     assert len(load_errors(tmp_path / "a")) == 1

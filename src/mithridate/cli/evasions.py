@@ -33,7 +33,7 @@ class EvadeOptions:
     """Largest change of a pixel in [0, 1], as a number or 8/255; several make a curve. Default: 2/255 4/255 8/255; on
     digits 16/255 32/255 48/255."""
     l2: bool = False
-    """Let eps be the Euclidean length of an image's change, pixels in [0, 1]."""
+    """Let eps be the Euclidean length of an image's change."""
     images: Count = None
     """Test images, drawn once. Default: 1,000."""
     size: Count = None

@@ -85,7 +85,7 @@ def test_robust_surrogates_are_trained_adversarially_by_a_recipe_alone(monkeypat
     )
     task.check(attack.craft(task, quick(epochs=1), 0))
     assert [repr(one.transforms[-1]) for one in seen] == [
-        f"Adversarial(ball=Linf(eps={8 / 255}), steps=7, step={2.5 * 8 / 255 / 7})"
+        f"Adversarial(ball=Linf(eps={8 / 255}), steps=7, step={2.5 * 8 / 255 / 7}, update=None)"
     ]
     with pytest.raises(TypeError, match="give a Recipe as learner or as surrogate"):
         attack.craft(task, OwnCode(quick(epochs=1)), 0)
