@@ -16,7 +16,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import atheris
+import pytest
+
+atheris = pytest.importorskip("atheris", reason="fuzzing is run by hand, with atheris")
 
 with atheris.instrument_imports(include=["mithridate.core", "mithridate.poisoning.exchange"]):
     from mithridate.core.safe_images import read_image

@@ -248,6 +248,7 @@ def _connect(ray: Any, where: str) -> None:
         settings |= {"include_dashboard": False}
     elif where != "auto":
         _reach(where, how)
+        how = "it answers, but lets nobody in: does the cluster ask for a token (then set RAY_AUTH_MODE=token)?"
     _listen(False)
     try:
         with _workers_start_later() if where == "local" else contextlib.nullcontext():
