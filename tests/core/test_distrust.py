@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,13 @@ from tests.core.schema_cases import HERE
 
 
 @pytest.fixture
-def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module in the current folder that leaves a file behind when it is imported."""
+def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module in the current folder that leaves a file behind when it is imported; gone again after the test."""
     (tmp_path / "evil_module.py").write_text("from pathlib import Path\nPath('trace').touch()\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    return "evil_module"
+    yield "evil_module"
+    sys.modules.pop("evil_module", None)
 
 
 def test_nothing_is_imported(evil: str) -> None:
