@@ -138,7 +138,8 @@ def _print(done: Evaluation) -> None:
         grid.add_column(name, justify="left" if name in ("attack", "strength") else "right")
     grid.add_row("none", "", str(done.accuracy), "", "", "")
     for one in done.levels:
-        numbers = (f"{one.gradients:.1f}", f"{one.forwards:.1f}", f"{one.seconds:.1f}")
+        counts = (f"{one.gradients:.1f}", f"{one.forwards:.1f}") if one.forwards else ("", "")
+        numbers = (*counts, f"{one.seconds:.1f}")
         grid.add_row(one.attack, strength(one.ball, one.eps), str(one.stands), *numbers)
     for ball, eps, found in done.worst():
         grid.add_row("every one", strength(ball, eps), str(found), "", "", "")
