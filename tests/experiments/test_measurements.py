@@ -13,7 +13,7 @@ from mithridate import cli
 from mithridate.core.schema import to_json
 from mithridate.core.sources import Digits
 from mithridate.experiments.exports import content_of, findings
-from mithridate.experiments.measurement_report import collect_measurements, spelt, write_measurement_report
+from mithridate.experiments.measurement_report import collect_measurements, write_measurement_report
 from mithridate.experiments.measurement_table import measurement_table, words
 from mithridate.experiments.statistics import Mean, Rate
 from mithridate.experiments.store import Store
@@ -39,7 +39,6 @@ def test_results_are_read_back_and_not_measured_twice(tmp_path: Path) -> None:
 
 def test_rows_are_settings_and_average_over_seeds(tmp_path: Path) -> None:
     (group,) = measurement_table(run_study(answers(), tmp_path, progress=False)).groups
-    assert group.settings == ["scale"]
     assert [row.settings["scale"] for row in group.rows] == [2.0, 10.0]
     small, large = group.rows
     assert isinstance(large.found["value"], Mean)
@@ -55,7 +54,7 @@ def test_rows_are_settings_and_average_over_seeds(tmp_path: Path) -> None:
     assert (whole.successes, whole.n) == (1, 3)
     assert words(small.found["unknown"]) == "7 (n = 1)"
     assert {"curve", "words"}.isdisjoint(small.found)
-    assert spelt(small) == "scale 2"
+    assert small.name == "scale 2"
 
 
 def test_content_of_files_counts_and_not_their_place(tmp_path: Path) -> None:
@@ -97,6 +96,28 @@ def test_settings_of_several_kinds_make_several_tables(tmp_path: Path) -> None:
     ]
 
 
+def test_rows_are_named_by_what_differs(tmp_path: Path) -> None:
+    """Choices in lists by their names; what a choice does not have is not said of it."""
+    linf = {"type": "linf", "eps": 8 / 255}
+    trials = [
+        {
+            "type": "x:Y",
+            "seed": 0,
+            "attack": {"type": "pgd", "step": 2.0, "ball": linf},
+            "transforms": [{"type": "flip"}],
+        },
+        {"type": "x:Y", "seed": 0, "attack": {"type": "fgsm", "ball": linf}, "transforms": []},
+        {"type": "x:Y", "seed": 0, "attack": {"type": "fgsm", "ball": linf}, "transforms": [{"type": "flip"}]},
+    ]
+    (group,) = measurement_table([(one, {"outcome": {"value": 1}}) for one in trials]).groups
+    assert sorted(row.name for row in group.rows) == [
+        "fgsm, flip",
+        "fgsm, transforms none",
+        "pgd, flip",
+    ]
+    assert group.common["attack.ball.eps"] == 8 / 255
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     run_study(answers(), tmp_path / "runs", progress=False, command="mithridate study x:y")
@@ -126,7 +147,7 @@ def test_formats(folder: Path) -> None:
     (group,) = json.loads(content_of(found, "json"))["groups"]
     assert group["rows"][1]["measured"]["value"]["n"] == 3
     lines = list(csv.DictReader(io.StringIO(content_of(found, "csv").decode())))
-    assert {line["settings"] for line in lines} == {"scale=2", "scale=10"}
+    assert {line["settings"] for line in lines} == {"scale 2", "scale 10"}
     assert float(next(line["value"] for line in lines if line["measured"] == "value")) == 2
     assert content_of(found, "parquet")[:4] == b"PAR1"
     for name in ("junit", "sarif"):

@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 from mithridate.experiments import pages
 from mithridate.experiments.cells import Pair
-from mithridate.experiments.labels import setting
 from mithridate.experiments.measurement_table import (
     Found,
     MeasurementGroup,
-    MeasurementRow,
     MeasurementTable,
     measurement_table,
     number,
@@ -81,7 +79,6 @@ def render(collected: Gathered[MeasurementTable]) -> str:
             groups=[(number_, group, charts(group, number_)) for number_, group in enumerate(groups)],
             short=short,
             words=words,
-            spelt=spelt,
             warnings=warnings,
             problems=Counter(collected.problems),
             methods=[(short(group.name), group.common) for group in groups],
@@ -101,11 +98,6 @@ def short(name: str) -> str:
     return name.rpartition(":")[2]
 
 
-def spelt(row: MeasurementRow) -> str:
-    """What tells a row from the others, in words."""
-    return ", ".join(f"{key.rpartition('.')[2]} {setting(value)}" for key, value in row.settings.items()) or "all"
-
-
 def charts(group: MeasurementGroup, place: int) -> list[Chart]:
     """One chart for each measured thing that every row has a number of."""
     if not 1 < len(group.rows) <= CHARTED:
@@ -115,7 +107,7 @@ def charts(group: MeasurementGroup, place: int) -> list[Chart]:
         values = [row.found.get(name) for row in group.rows]
         if any(value is None or not math.isfinite(number(value)["value"]) for value in values):
             continue
-        names = [spelt(row) for row in group.rows]
+        names = [row.name for row in group.rows]
         spoken = f"{name}: " + "; ".join(f"{row}: {words(value)}" for row, value in zip(names, values, strict=True))
         wide, narrow = (
             svg(_figure(names, [value for value in values if value], width), f"m{place}-{name}-{width}", spoken)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,9 @@ class MeasurementRow:
     """Measurements that differ in nothing but their seed."""
 
     settings: dict[str, Any]
-    """What tells it from the other rows of its table, by name: "attack.step", "recipe.model"."""
+    """What tells it from the other rows of its table, by name: "attack.step", "recipe.model"; those that it has."""
+    name: str
+    """The same in words."""
     found: dict[str, Found]
     """By name, a rate of yes and no, or the mean of numbers, over seeds."""
     trials: dict[int, Pair]
@@ -49,11 +51,6 @@ class MeasurementGroup:
     """Settings that all rows share."""
 
     @property
-    def settings(self) -> list[str]:
-        """Names of the settings that differ between rows."""
-        return list(self.rows[0].settings) if self.rows else []
-
-    @property
     def columns(self) -> list[str]:
         """Names of what was measured, in the order of the first row that has them."""
         return list(dict.fromkeys(name for row in self.rows for name in row.found))
@@ -70,7 +67,7 @@ class MeasurementTable:
         return [
             {
                 "measurement": group.name,
-                "settings": "; ".join(f"{key}={setting(value)}" for key, value in row.settings.items()),
+                "settings": row.name,
                 "measured": name,
                 **number(value),
             }
@@ -150,12 +147,11 @@ def print_measurements(table: MeasurementTable, console: Console) -> None:
     for group in table.groups:
         console.print(f"{group.name} (95 % intervals)")
         grid = Grid(box=None, padding=(0, 2, 0, 0))
-        for name in group.settings:
-            grid.add_column(name)
+        grid.add_column("")
         for name in group.columns:
             grid.add_column(name.replace("_", " "), justify="right")
         for row in group.rows:
-            grid.add_row(*map(setting, row.settings.values()), *(words(row.found.get(name)) for name in group.columns))
+            grid.add_row(row.name, *(words(row.found.get(name)) for name in group.columns))
         console.print(grid)
 
 
@@ -167,14 +163,38 @@ def _group(name: str, cells: Sequence[dict[int, Pair]]) -> MeasurementGroup:
     for one in settings:
         one.pop("seed", None)
     names = list(dict.fromkeys(key for one in settings for key in one))
-    differ = [key for key in names if len({canonical(one.get(key)) for one in settings}) > 1]
+    differ = [key for key in names if len({canonical(one[key]) for one in settings if key in one}) > 1]
     common = {key: value for key, value in settings[0].items() if key not in differ} if settings else {}
+    texts = {key: _spelling([one.get(key) for one in settings]) for key in differ}
+    own = [{key: one[key] for key in differ if key in one} for one in settings]
     rows = [
-        MeasurementRow({key: one.get(key) for key in differ}, _measured(cell), dict(sorted(cell.items())))
-        for one, cell in zip(settings, cells, strict=True)
+        MeasurementRow(
+            one,
+            ", ".join(_said(key, value, texts[key](value)) for key, value in one.items()) or "all",
+            _measured(cell),
+            dict(sorted(cell.items())),
+        )
+        for one, cell in zip(own, cells, strict=True)
     ]
-    rows.sort(key=lambda row: [_order(value) for value in row.settings.values()])
+    rows.sort(key=lambda row: [_order(row.settings.get(key)) for key in differ])
     return MeasurementGroup(name, tuple(rows), common)
+
+
+def _said(key: str, value: Any, text: str) -> str:
+    """A setting in words: names speak for themselves, numbers need theirs."""
+    return text if value and isinstance(value, (str, list)) else f"{key.rpartition('.')[2]} {text}"
+
+
+def _spelling(values: Sequence[Any]) -> Callable[[Any], str]:
+    """How the values of one setting are written: lists of choices by their names, where those tell them apart."""
+
+    def named(value: Any) -> str:
+        choices = value if isinstance(value, list) else [value]
+        if choices and all(isinstance(one, dict) and "type" in one for one in choices):
+            return "+".join(str(one["type"]) for one in choices)
+        return setting(value)
+
+    return named if len({named(value) for value in values}) == len({canonical(value) for value in values}) else setting
 
 
 def _order(value: Any) -> tuple[bool, float, str]:

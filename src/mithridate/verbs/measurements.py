@@ -68,4 +68,4 @@ def _print(table: MeasurementTable, *, as_json: bool) -> None:
         say(json.dumps(table.to_json(), indent=1))
         return
     console = Console(highlight=False)
-    print_measurements(table, console if console.is_terminal else Console(highlight=False, width=160))
+    print_measurements(table, console if console.is_terminal else Console(highlight=False, width=200))

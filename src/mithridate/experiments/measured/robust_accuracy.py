@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mithridate.core.sources import DataSource
+from mithridate.core.sources import DataSource, Digits
 from mithridate.core.training import Recipe
 from mithridate.evasion.attack import Evasion
 from mithridate.evasion.robustness import robustness
@@ -24,7 +24,7 @@ class RobustAccuracy(Measurement):
     50
     """
 
-    data: DataSource
+    data: DataSource = Digits()
     """Training images, and the test images that are attacked."""
     recipe: Recipe
     """The model; one per seed."""
