@@ -51,7 +51,7 @@ def evade(options: EvadeOptions, command: str) -> int:
     page = write_evasion_report(
         options.out,
         done,
-        title=f"{options.model or 'convnet'} on {options.data}",
+        title=f"{_named(options.model)} on {options.data}",
         classes=test.classes,
         settings=[("attack", to_json(attack)) for attack in attacks],
         command=command,
@@ -111,6 +111,13 @@ def _model(options: EvadeOptions, train: ImageData) -> nn.Module:
         f"{text} is no kept model: give a folder fits/ID of a results folder, package.module:function, or an "
         "architecture together with --weights"
     )
+
+
+def _named(text: str | None) -> str:
+    """A model in few words: a kept one by its id."""
+    if text is None:
+        return "convnet"
+    return f"kept model {Path(text).name}" if (Path(text) / "fit.json").exists() else text
 
 
 def _called(text: str, classes: int) -> nn.Module:
