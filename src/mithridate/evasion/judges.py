@@ -93,7 +93,7 @@ class AutoAttack(Foreign):
             auto_attack_model(model), norm=norm, eps=self.ball.eps, seed=seed, verbose=False, device=str(images.device)
         )
         with torch.random.fork_rng():
-            moved = judge.run_standard_evaluation(images, labels, bs=len(images))
+            moved = judge.run_standard_evaluation(images.contiguous(), labels, bs=len(images))
         return self.found(model, images, moved, labels, wanted)
 
 
