@@ -13,7 +13,7 @@ from rich.table import Table
 from benchmarks.measure import Report, Setup, environment, write
 from benchmarks.table import lines_of, table_of, write_table
 
-SPEED = ("training", "crafting", "attacks", "inversion", "defenses", "filters", "trial", "members")
+SPEED = ("training", "crafting", "attacks", "inversion", "defenses", "filters", "evasion", "trial", "members")
 """What `make bench` runs: the lines of the one table."""
 OTHERS = ("crafting_memory", "memory", "protecting", "startup", "coverage", "stopping", "sending")
 RESULTS = Path(__file__).parent / "results"

@@ -52,10 +52,21 @@ if TYPE_CHECKING:  # X as X: this package exports it
         Recipe as Recipe,
     )
     from mithridate.core.workers import processes as processes
+    from mithridate.evasion.attack import Evasion as Evasion
+    from mithridate.evasion.attacks.apgd import APGD as APGD
+    from mithridate.evasion.attacks.fgsm import FGSM as FGSM
+    from mithridate.evasion.attacks.mi_fgsm import MIFGSM as MIFGSM
+    from mithridate.evasion.attacks.pgd import PGD as PGD
+    from mithridate.evasion.attacks.square import Square as Square
+    from mithridate.evasion.attacks.standard import Standard as Standard
+    from mithridate.evasion.attacks.witchcraft import WITCHcraft as WITCHcraft
+    from mithridate.evasion.robustness import robustness as robustness
     from mithridate.experiments.audit import audit as audit, dose as dose
     from mithridate.experiments.facts import TrialResult as TrialResult
     from mithridate.experiments.invert import invert as invert, invert_leak as invert_leak
     from mithridate.experiments.leaks import LeakTrial as LeakTrial
+    from mithridate.experiments.measured.robust_accuracy import RobustAccuracy as RobustAccuracy
+    from mithridate.experiments.measurements import Measurement as Measurement
     from mithridate.experiments.report import write_report as write_report
     from mithridate.experiments.store import Store as Store
     from mithridate.experiments.study import load_results as load_results, run_study as run_study
@@ -166,6 +177,15 @@ _HOME = {
     "core.sources": ("Arrays", "DataSource", "Digits", "Folder", "Hub", "Parquet", "TorchDataset"),
     "core.training": ("Fitted", "Learner", "Prediction", "Recipe"),
     "core.workers": ("processes",),
+    "evasion.attack": ("Evasion",),
+    "evasion.attacks.apgd": ("APGD",),
+    "evasion.attacks.fgsm": ("FGSM",),
+    "evasion.attacks.mi_fgsm": ("MIFGSM",),
+    "evasion.attacks.pgd": ("PGD",),
+    "evasion.attacks.square": ("Square",),
+    "evasion.attacks.standard": ("Standard",),
+    "evasion.attacks.witchcraft": ("WITCHcraft",),
+    "evasion.robustness": ("robustness",),
     "experiments.audit": ("audit", "dose"),
     "experiments.facts": ("TrialResult",),
     "experiments.invert": (
@@ -173,6 +193,8 @@ _HOME = {
         "invert_leak",
     ),
     "experiments.leaks": ("LeakTrial",),
+    "experiments.measured.robust_accuracy": ("RobustAccuracy",),
+    "experiments.measurements": ("Measurement",),
     "experiments.report": ("write_report",),
     "experiments.store": ("Store",),
     "experiments.study": ("load_results", "run_study"),

@@ -99,3 +99,13 @@ class AutoAttack(Foreign):
 
 JUDGES: dict[str, type[Foreign]] = {"foolbox": FoolboxPGD, "autoattack": AutoAttack}
 """By the name people type."""
+
+
+def spoken(attack: Evasion) -> str:
+    """Returns the name of an attack as people type it.
+
+    >>> spoken(FoolboxPGD())
+    'foolbox'
+    """
+    judges = {kind: name for name, kind in JUDGES.items()}
+    return judges.get(type(attack), name_of(attack).rpartition(":")[2])  # pyright: ignore[reportArgumentType]

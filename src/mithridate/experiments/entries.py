@@ -14,6 +14,8 @@ from mithridate.experiments.cells import Pair, canonical
 from mithridate.experiments.labels import model_of
 from mithridate.experiments.leak_cells import state_of
 from mithridate.experiments.leak_table import LeakRow, LeakTable
+from mithridate.experiments.measurement_table import MeasurementTable
+from mithridate.experiments.measurements import Measurement
 from mithridate.experiments.statistics import Mean, Rate, percent
 from mithridate.experiments.table import Row, Table
 
@@ -139,17 +141,24 @@ class Entry:
         return MEASURES[self.kind][name].text(self.numbers[name])
 
 
-def kind_of(table: Table | LeakTable) -> str:
-    """The kind of trials that a table is of: poison or leak."""
+AnyTable = Table | LeakTable | MeasurementTable
+
+
+def kind_of(table: AnyTable) -> str:
+    """The kind of trials that a table is of: poison, leak or measurement."""
+    if isinstance(table, MeasurementTable):
+        return Measurement.kind
     return "poison" if isinstance(table, Table) else "leak"
 
 
-def entries(table: Table | LeakTable) -> list[Entry]:
-    """Returns the rows of a table as entries, in their order.
+def entries(table: AnyTable) -> list[Entry]:
+    """Returns the rows of a table as entries, in their order; measurements, which are no attacks, have none.
 
     >>> entries(Table(()))
     []
     """
+    if isinstance(table, MeasurementTable):
+        return []
     if isinstance(table, Table):
         found = [_of_poison(row, table.rows) for row in table.rows]
         doses = [_dose(row) for row in table.rows]

@@ -18,6 +18,7 @@ from mithridate.core.data import ImageData
 from mithridate.core.schema import from_json, identity, name_of, to_json
 from mithridate.core.seeds import stream
 from mithridate.evasion.attack import Evasion
+from mithridate.evasion.judges import spoken
 from mithridate.evasion.robustness import black_box, robustness
 from mithridate.experiments.facts import environment
 from mithridate.experiments.files import read_json, write_json
@@ -45,7 +46,7 @@ class Level:
     """Image by image."""
     sees_gradients: bool
     forwards: float
-    """Images through the model, per image that was attacked."""
+    """Images through the model, per image that was attacked; 0 where another library does not count them."""
     gradients: float
     seconds: float
     doubts: tuple[str, ...]
@@ -204,7 +205,7 @@ def _done(
 
 def _level(found: dict[str, Any], attack: Evasion, home: Path) -> Level:
     return Level(
-        attack=name_of(attack).rpartition(":")[2],
+        attack=spoken(attack),
         settings=found["attack"],
         eps=eps_of(attack.ball),
         ball=name_of(attack.ball),

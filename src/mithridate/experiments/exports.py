@@ -12,22 +12,22 @@ from typing import Any, NamedTuple
 from mithridate import __version__
 from mithridate.experiments.cautions import Caution, cautions
 from mithridate.experiments.cells import Pair
-from mithridate.experiments.entries import Entry, entries, kind_of
+from mithridate.experiments.entries import AnyTable, Entry, entries, kind_of
 from mithridate.experiments.gates import Breach, Condition, judge
 from mithridate.experiments.junit import to_junit
 from mithridate.experiments.leak_cautions import leak_cautions
 from mithridate.experiments.leak_report import collect_leaks
-from mithridate.experiments.leak_table import LeakTable
+from mithridate.experiments.measurement_report import collect_measurements
+from mithridate.experiments.measurements import Measurement
 from mithridate.experiments.pages import write_bytes
 from mithridate.experiments.report import collect
 from mithridate.experiments.sarif import to_sarif
 from mithridate.experiments.scalars import write_scalars
-from mithridate.experiments.table import Table
 
 COLUMNS_SCHEMA = 1
 """Version of the columns of CSV and parquet and of the keys of JSON: raised when one changes its meaning or goes."""
 _TEXTS = ("scenario", "access", "data", "model", "surrogate", "attack", "defense", "bound", "warnings", "sharing")
-TEXTS = (*_TEXTS, "knowledge", "standing")
+TEXTS = (*_TEXTS, "knowledge", "standing", "measurement", "settings", "measured")
 FLAGS = ("adaptive", "control")
 COUNTS = ("trials", "victims", "n", "batch", "images", "candidates")
 """Columns of whole numbers; columns in none of these lists hold numbers."""
@@ -41,8 +41,8 @@ class Findings:
     page: Path
     """The HTML report."""
     kind: str
-    """Of the trials: poison or leak."""
-    table: Table | LeakTable
+    """Of the trials: poison, leak or measurement."""
+    table: AnyTable
     pairs: list[Pair]
     rows: list[Entry]
     cautions: list[Caution]
@@ -64,14 +64,19 @@ def findings(folder: Path, kind: str, conditions: Sequence[Condition] = (), page
 
     Args:
         folder: The results folder.
-        kind: Of its trials: poison or leak.
+        kind: Of its trials: poison, leak or measurement.
         conditions: What counts as a failure.
         page: The HTML report; by default `report.html` in the folder.
 
     Raises:
         ValueError: There are no trials in it.
     """
-    if kind == "leak":
+    made: AnyTable
+    if kind == Measurement.kind:
+        measured = collect_measurements(folder)
+        pairs, problems, study, made = measured.pairs, measured.problems, measured.study, measured.made
+        doubts = []
+    elif kind == "leak":
         leaks = collect_leaks(folder)
         pairs, problems, study, made = leaks.pairs, leaks.problems, leaks.study, leaks.made
         doubts = leak_cautions(leaks.made.rows)
@@ -170,6 +175,8 @@ FORMATS = {
     "sarif": Format(".sarif", to_sarif),
 }
 """Formats of one file each, by their names on the command line."""
+PLAIN = ("json", "csv", "parquet")
+"""Those that any table has; the others are about attacks."""
 TENSORBOARD = "tensorboard"
 """The format that is a folder."""
 
@@ -201,9 +208,10 @@ def export(found: Findings, name: str, path: Path) -> Path:
         path: The file, or for TensorBoard the folder.
 
     Raises:
-        ValueError: The folder for TensorBoard holds other things.
+        ValueError: The folder for TensorBoard holds other things, or the format is about attacks and there are none.
         MissingExtra: TensorBoard is not installed.
     """
+    _check_has_attacks(found, name)
     if name == TENSORBOARD:
         return write_scalars(found, path)
     return write_bytes(content_of(found, name), path)
@@ -211,5 +219,14 @@ def export(found: Findings, name: str, path: Path) -> Path:
 
 def content_of(found: Findings, name: str) -> bytes:
     """The content of a format of one file; text in UTF-8, where what a file name may hold and text may not is "?"."""
+    _check_has_attacks(found, name)
     made = FORMATS[name].made(found)
     return made.encode(errors="replace") if isinstance(made, str) else made
+
+
+def _check_has_attacks(found: Findings, name: str) -> None:
+    if found.kind == Measurement.kind and name not in PLAIN:
+        raise ValueError(
+            f"{name} says which attacks succeed, and {found.folder} holds measurements; write them as "
+            f"{' or '.join(PLAIN)}"
+        )

@@ -93,7 +93,7 @@ def conditions(texts: Iterable[str], kind: str) -> list[Condition]:
 
     Args:
         texts: Each one condition.
-        kind: Of the trials: poison or leak; their measures differ.
+        kind: Of the trials: poison or leak; their measures differ, and other trials have none.
 
     Raises:
         ValueError: It cannot be read, the measure does not exist, or no number could ever meet it.
@@ -104,7 +104,12 @@ def conditions(texts: Iterable[str], kind: str) -> list[Condition]:
     >>> found[1].attack, found[1].defense, found[1].name, found[1].end
     ('badnets', 'mixup+noise', 'accuracy', 'low')
     """
-    return [_read(text, kind) for text in texts]
+    given = list(texts)
+    if given and kind not in MEASURES:
+        raise ValueError(
+            f"{given[0]!r}: conditions are about attacks, and a study of measurements has none; leave it out"
+        )
+    return [_read(text, kind) for text in given]
 
 
 def _read(text: str, kind: str) -> Condition:

@@ -1,4 +1,4 @@
-"""Job: what a study runs many of. A poisoning trial is one kind, the inversion of a leak another."""
+"""Job: what a study runs many of: a poisoning trial, the inversion of a leak, or any other measurement."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Job(ABC):
     """One piece of work, as settings. Members are frozen dataclasses; everything random follows from their seeds."""
 
     kind: ClassVar[str]
-    """What it measures: "poison" or "leak". A results folder holds one kind."""
-    data: DataSource
-    """Where the images come from."""
+    """What it measures: "poison", "leak" or "measurement". A results folder holds one kind."""
+    data: DataSource | None
+    """Where the images come from; None: it takes none."""
     seed: int
     """Draws the case; equal seeds pair the jobs of different cells."""
 

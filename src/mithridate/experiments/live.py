@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mithridate.core.progress import quiet
 from mithridate.experiments.job import Job
+from mithridate.experiments.measurements import Measurement
 from mithridate.experiments.statistics import percent
 
 A_DAY = 86_400.0
@@ -95,7 +96,7 @@ class Tally:
 
 def _hits(result: dict[str, Any]) -> tuple[float, int]:
     """Successes of outcomes: images picked out of a leak, else what the attacker wanted."""
-    outcome = result.get("outcome") or {}
+    outcome = {} if result.get("kind") == Measurement.kind else result.get("outcome") or {}
     if "rank" in outcome:
         return sum(rank == 1 for rank in outcome["rank"]), len(outcome["rank"])
     values = [value for victim in outcome.get("success") or () for value in victim if value is not None]

@@ -71,7 +71,7 @@ def _study(folder: Path) -> tuple[dict[str, Any], list[str]]:
 def _read_trial(path: Path) -> Read:
     try:
         trial = json.loads((path / "trial.json").read_text(encoding="utf-8"))
-        name = f"{trial['attack']['type']}, seed {trial.get('seed', 0)} ({path.name})"
+        name = f"{(trial if 'type' in trial else trial['attack'])['type']}, seed {trial.get('seed', 0)} ({path.name})"
     except DAMAGED as error:
         return Read(None, f"{path.name}: its settings cannot be read ({type(error).__name__})", path.name)
     if not (path / "result.json").exists():

@@ -108,7 +108,7 @@ def run_until_decided(
     """
     store = Store(check_folder(Path(folder)))
     named = identify(trials, store, device)
-    fingerprints = {name: store.data(trial.data, device).fingerprint for name, trial in named.items()}
+    fingerprints = {name: store.fingerprint(trial.data, device) for name, trial in named.items()}
     schedule = Schedule(named, fingerprints)
     register(store, set(fingerprints.values()), command, planned=schedule.planned)
     settings = {"map": map, "device": device, "keep_models": keep_models, "command": command, "progress": progress}

@@ -57,6 +57,8 @@ REMEMBERED_BYTES = 64 * 2**20
 UNSTORED_BYTES = 2 * 2**30
 """For models that cannot go to disk: what is forgotten of them is trained again."""
 DATA_SETS_IN_MEMORY = 2
+NO_DATA = "no data set"
+"""What stands for the content of the data where a job takes none."""
 
 
 class DataSets(NamedTuple):
@@ -125,6 +127,10 @@ class Store:
         while len(self._data) > DATA_SETS_IN_MEMORY:
             self._data.popitem(last=False)
         return self._data[key]
+
+    def fingerprint(self, source: DataSource | None, device: str = "cpu") -> str:
+        """Returns the content of a data source in short; of none, words that say so."""
+        return NO_DATA if source is None else self.data(source, device).fingerprint
 
     # fits
 

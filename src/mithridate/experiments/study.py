@@ -21,6 +21,7 @@ from mithridate.experiments.files import DiskFull, clear, locked, no_room, read_
 from mithridate.experiments.job import Job
 from mithridate.experiments.leaks import LeakTrial
 from mithridate.experiments.live import shown
+from mithridate.experiments.measurements import Measurement
 from mithridate.experiments.store import STAGES, UNREADABLE, Store
 from mithridate.experiments.trial import Trial
 
@@ -31,6 +32,7 @@ DONE, BUSY = "done", "busy"
 KINDS: dict[str, tuple[type[Job], str]] = {
     Trial.kind: (Trial, "poisoning trials"),
     LeakTrial.kind: (LeakTrial, "inversions of leaks"),
+    Measurement.kind: (Measurement, "measurements"),
 }
 """What a folder may hold many of, and its plural."""
 COMPARED_VERSIONS = ("mithridate", "torch")
@@ -110,7 +112,7 @@ def run_study(
     check_here(map)
     store = Store(check_folder(Path(folder)))
     named = identify(trials, store, device)
-    fingerprints = {store.data(trial.data, device).fingerprint for trial in named.values()}
+    fingerprints = {store.fingerprint(trial.data, device) for trial in named.values()}
     study = register(store, fingerprints, command, kind_of(named.values()))
     errors: dict[str, dict[str, str]] = {}
     try:
@@ -194,6 +196,8 @@ def kind_of(trials: Iterable[Job]) -> str:
 
 def read_trial(content: dict[str, Any]) -> Job:
     """Returns the trial that a ``trial.json`` describes, of whatever kind."""
+    if "type" in content:
+        return from_json(content, Measurement)
     return from_json(content, LeakTrial if "client" in content else Trial)
 
 
@@ -249,7 +253,7 @@ def load_errors(folder: str | Path) -> list[dict[str, str]]:
 
 def identify(trials: Iterable[J], store: Store, device: str = "cpu") -> dict[str, J]:
     """Returns the trials by id, each once, in their order. Loads the data: its content is part of the ids."""
-    return {store.identity(trial.work(store.data(trial.data, device).fingerprint)): trial for trial in trials}
+    return {store.identity(trial.work(store.fingerprint(trial.data, device))): trial for trial in trials}
 
 
 def ordered(trials: dict[str, J], store: Store, device: str = "cpu") -> list[tuple[str, J]]:
@@ -261,7 +265,7 @@ def ordered(trials: dict[str, J], store: Store, device: str = "cpu") -> list[tup
     seen: set[str] = set()
 
     def turn(trial: J) -> int:
-        shared = trial.shared_work(store.data(trial.data, device).fingerprint)
+        shared = trial.shared_work(store.fingerprint(trial.data, device))
         if shared is None:
             return 0
         name = store.identity(shared)
@@ -323,15 +327,15 @@ def register(
                 f"{store.folder} holds results of schema {old['schema']}, this version writes schema {SCHEMA}; "
                 "give another folder (--out)"
             )
-        if old["fingerprints"] and not fingerprints & set(old["fingerprints"]):
-            raise ValueError(
-                f"{store.folder} holds results on data {', '.join(old['fingerprints'])}, but the data now are "
-                f"{', '.join(sorted(fingerprints))}; give another folder (--out), or the data it was made with"
-            )
         if old.get("kind", Trial.kind) != kind and old["fingerprints"]:
             raise ValueError(
                 f"{store.folder} holds {KINDS[old.get('kind', Trial.kind)][1]}, and these are {KINDS[kind][1]}; give "
                 "another folder (--out)"
+            )
+        if old["fingerprints"] and not fingerprints & set(old["fingerprints"]):
+            raise ValueError(
+                f"{store.folder} holds results on data {', '.join(old['fingerprints'])}, but the data now are "
+                f"{', '.join(sorted(fingerprints))}; give another folder (--out), or the data it was made with"
             )
         _compare_versions(store.folder, old["versions"])
         new = {

@@ -7,7 +7,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy import sparse
 from scipy.sparse.csgraph import breadth_first_order, connected_components, maximum_flow
 from torch import Tensor
@@ -178,12 +177,14 @@ def minimal_cut(gains: np.ndarray, first: np.ndarray, second: np.ndarray, costs:
         second: [E] the other.
         costs: [E] not negative.
 
-    >>> minimal_cut(np.array([3.0, -1.0, -3.0]), np.array([0, 1]), np.array([1, 2]), np.array([2.0, 0.5])).tolist()
+    >>> minimal_cut(
+    ...     np.array([3.0, -1.0, -3.0]), np.array([0, 1]), np.array([1, 2]), np.array([2.0, 0.5])
+    ... ).tolist()
     [1, 1, 0]
     """
     count = len(gains)
     around = np.bincount(first, weights=costs, minlength=count) + np.bincount(second, weights=costs, minlength=count)
-    pull = np.clip(gains, -around, around)  # a node never asks for more than its edges can deny it
+    pull = np.clip(gains, -2 * around, 2 * around)  # more than all its edges is enough: no other side is as good then
     largest = max(float(np.abs(pull).max(initial=0)), float(costs.max(initial=0)))
     if largest == 0:
         return (gains > 0).astype(np.int64)

@@ -63,7 +63,9 @@ class Graph:
                 [5.]])
         """
         if costs.ndim != 3 or costs.shape[:2] != self.cells.shape:
-            raise ValueError(f"the costs are {list(costs.shape)}; expected [{', '.join(map(str, self.cells.shape))}, L]")
+            raise ValueError(
+                f"the costs are {list(costs.shape)}; expected [{', '.join(map(str, self.cells.shape))}, L]"
+            )
         flat = costs.reshape(-1, costs.shape[2])
         if len(self) == len(flat):
             out = torch.empty_like(flat)

@@ -146,7 +146,9 @@ def _state(
                 values.to(sums.device),
                 ratio or _ratio(regulariser.limit / 2),
             )
-    raise TypeError(f"no relaxation of {name_of(regulariser)} is known; potts, total-variation, truncated-variation are")
+    raise TypeError(
+        f"no relaxation of {name_of(regulariser)} is known; potts, total-variation, truncated-variation are"
+    )
 
 
 def _ratio(scale: float) -> float:
@@ -155,4 +157,4 @@ def _ratio(scale: float) -> float:
     Of factors 0.25 to 16, these need 25 (photo, 8 colours, 256 x 256), 75 (Teddy at a quarter, 16 disparities) and 100
     iterations (the same, truncated) to a gap of 1e-3; half or twice of it at most 125, ten times of it up to 325.
     """
-    return max(2 * scale, 1e-6)
+    return 2 * scale if scale > 0 else 1.0

@@ -51,7 +51,7 @@ def evade(options: EvadeOptions, command: str) -> int:
     page = write_evasion_report(
         options.out,
         done,
-        title=f"{options.model or 'convnet'} on {options.data}",
+        title=f"{_named(options.model)} on {options.data}",
         classes=test.classes,
         settings=[("attack", to_json(attack)) for attack in attacks],
         command=command,
@@ -113,6 +113,13 @@ def _model(options: EvadeOptions, train: ImageData) -> nn.Module:
     )
 
 
+def _named(text: str | None) -> str:
+    """A model in few words: a kept one by its id."""
+    if text is None:
+        return "convnet"
+    return f"kept model {Path(text).name}" if (Path(text) / "fit.json").exists() else text
+
+
 def _called(text: str, classes: int) -> nn.Module:
     """The trained module that a function returns, called with nothing or with the number of classes."""
     function: Any = resolve(text)
@@ -138,7 +145,8 @@ def _print(done: Evaluation) -> None:
         grid.add_column(name, justify="left" if name in ("attack", "strength") else "right")
     grid.add_row("none", "", str(done.accuracy), "", "", "")
     for one in done.levels:
-        numbers = (f"{one.gradients:.1f}", f"{one.forwards:.1f}", f"{one.seconds:.1f}")
+        counts = (f"{one.gradients:.1f}", f"{one.forwards:.1f}") if one.forwards else ("", "")
+        numbers = (*counts, f"{one.seconds:.1f}")
         grid.add_row(one.attack, strength(one.ball, one.eps), str(one.stands), *numbers)
     for ball, eps, found in done.worst():
         grid.add_row("every one", strength(ball, eps), str(found), "", "", "")

@@ -6,12 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from mithridate.core.schema import name_of
 from mithridate.experiments.cells import CONTROLS
-from mithridate.experiments.entries import entries
+from mithridate.experiments.entries import AnyTable, entries
 from mithridate.experiments.gates import Condition, check_places, conditions, judge
 from mithridate.experiments.job import Job
-from mithridate.experiments.leak_table import LeakTable
 from mithridate.experiments.leaks import LeakTrial
-from mithridate.experiments.table import Table
 from mithridate.experiments.trial import Trial
 from mithridate.verbs.terminal import say
 
@@ -43,7 +41,7 @@ def check_gates(gates: Sequence[Condition], trials: Iterable[Job]) -> None:
     check_places(gates, attacks, stacks)
 
 
-def gate(gates: Sequence[Condition], table: Table | LeakTable, unfinished: Sequence[str] = ()) -> int:
+def gate(gates: Sequence[Condition], table: AnyTable, unfinished: Sequence[str] = ()) -> int:
     """Judges a table, says on standard error what came of each condition, and returns the exit code.
 
     Args:

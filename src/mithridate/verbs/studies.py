@@ -13,10 +13,12 @@ from mithridate.experiments.exports import TENSORBOARD, content_of, export, find
 from mithridate.experiments.files import read_json
 from mithridate.experiments.job import Job
 from mithridate.experiments.leaks import LeakTrial
+from mithridate.experiments.measurements import Measurement
 from mithridate.experiments.study import kind_of, load_results, read_trial
 from mithridate.experiments.trial import Trial
 from mithridate.verbs.gates import check_gates, gate, read_gates
 from mithridate.verbs.leaks import plan_leaks, report_leaks, run_leaks
+from mithridate.verbs.measurements import plan_measurements, report_measurements, run_measurements
 from mithridate.verbs.pipelines import plan_poisonings, report_poisonings, run_poisonings
 from mithridate.verbs.terminal import Show, say, start_torch
 
@@ -35,6 +37,7 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     Trial.kind: Kind(run_poisonings, plan_poisonings, report_poisonings),
     LeakTrial.kind: Kind(run_leaks, plan_leaks, report_leaks),
+    Measurement.kind: Kind(run_measurements, plan_measurements, report_measurements),
 }
 
 
