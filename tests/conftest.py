@@ -35,3 +35,19 @@ def shared_cifar() -> Path:
             "(default: ../shared/data/cifar10 beside the checkout)"
         )
     return CIFAR10
+
+
+MIDDLEBURY = Path(
+    os.environ.get("MITHRIDATE_MIDDLEBURY", Path(__file__).resolve().parents[2] / "shared" / "data" / "middlebury")
+)
+
+
+@pytest.fixture(scope="session")
+def shared_stereo() -> Path:
+    """The folder with the stereo pairs `teddy` and `cones`: im2.png, im6.png, disp2.pgm (times 4)."""
+    if not (MIDDLEBURY / "teddy" / "disp2.pgm").is_file():
+        pytest.skip(
+            "needs Middlebury stereo pairs: no teddy/disp2.pgm in the folder that MITHRIDATE_MIDDLEBURY names "
+            "(default: ../shared/data/middlebury beside the checkout)"
+        )
+    return MIDDLEBURY

@@ -64,6 +64,12 @@ def test_the_example_of_other_toolkits_runs(tmp_path: Path, monkeypatch: pytest.
     task.check(module.attack.craft(task, module.recipe, seed=0))
 
 
+def test_the_example_of_lifting_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = example("lifting.md", tmp_path, monkeypatch)
+    assert module.on_pixels.solution.dual <= module.on_pixels.energy * (1 + 1e-6) <= 1.01 * module.on_cells.energy
+    assert module.on_cells.energy < 1.2 * module.on_pixels.energy
+
+
 @pytest.mark.parametrize(
     "family", [mi.Attack, mi.Defense, mi.Inversion, mi.LeakDefense], ids=lambda family: family.__name__
 )

@@ -14,6 +14,7 @@ from mithridate.core.schedules import Schedule
 from mithridate.core.schema import Choice, choices, from_json, identity, name_of, parse, resumable, to_json
 from mithridate.core.sources import Arrays, DataSource
 from mithridate.core.updates import Update
+from mithridate.lifting.discretisations import Discretisation
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.defense import Defense
 from mithridate.poisoning.goals import Goal
@@ -25,6 +26,7 @@ FAMILIES = (
     BatchTransform,
     DataSource,
     Defense,
+    Discretisation,
     Goal,
     GradientRule,
     RowRule,

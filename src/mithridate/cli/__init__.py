@@ -20,6 +20,7 @@ from mithridate.cli.data import ProtectOptions, ScanOptions
 from mithridate.cli.evasions import EvadeOptions
 from mithridate.cli.exchanges import ExportOptions, ImportOptions, VerifyOptions
 from mithridate.cli.leaks import InvertOptions
+from mithridate.cli.lifts import LiftOptions
 from mithridate.cli.pipelines import AuditOptions, CraftOptions, DoseOptions
 from mithridate.cli.runs import ReportOptions, StudyOptions, TrialOptions
 
@@ -33,6 +34,7 @@ VERBS: dict[str, type] = {
     "evade": EvadeOptions,
     "scan": ScanOptions,
     "protect": ProtectOptions,
+    "lift": LiftOptions,
     "export": ExportOptions,
     "import": ImportOptions,
     "verify": VerifyOptions,
