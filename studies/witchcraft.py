@@ -1,9 +1,10 @@
 """WITCHcraft against PGD: does a random step fool more images for the same number of gradients?
 
-    mithridate study studies.witchcraft:digits
     mithridate study studies.witchcraft:small
+    mithridate study studies.witchcraft:medium
+    mithridate study studies.witchcraft:paper
     mithridate study studies.witchcraft:judged
-    python -m studies.witchcraft runs/digits runs/small
+    python -m studies.witchcraft studies/results/witchcraft-digits studies/results/witchcraft-judged
 
 Both attacks have 20 steps from the same random starts. PGD tries four steps; WITCHcraft draws each step from 0 to twice
 PGD's, so that the means are the same four. Each takes its best of the four on some test images, and the comparison is
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ import numpy as np
 import mithridate as mi
 from mithridate.core.transforms import Adversarial
 from mithridate.evasion.judges import AutoAttack, FoolboxPGD
+from mithridate.experiments.cells import Pair
 from mithridate.experiments.presets import digits_recipe, fast_recipe, small_recipe
 from mithridate.experiments.statistics import paired_margin
 from mithridate.experiments.study import load_results
@@ -37,9 +39,9 @@ SEEDS = 5
 """Models of each recipe."""
 STEPS = (1 / 8, 1 / 4, 1 / 2, 1)
 """Mean steps, in units of eps."""
-CHOOSING = {"digits": 297, "small": 500}
+CHOOSING = {"small": 297, "medium": 500, "paper": 1000}
 """Test images on which each attack's step is chosen."""
-COMPARED = {"digits": 500, "small": 2000}
+COMPARED = {"small": 500, "medium": 2000, "paper": 9000}
 """The other ones; digits has 797 in all."""
 
 
@@ -69,18 +71,24 @@ def cells(
     return found
 
 
-def digits() -> list[mi.RobustAccuracy]:
-    """Returns the study on digits; about ten core-minutes."""
-    return cells("digits", mi.Digits(), digits_recipe(), 24 / 255, 48 / 255)
-
-
 def small() -> list[mi.RobustAccuracy]:
+    """Returns the study on digits; about ten core-minutes."""
+    return cells("small", mi.Digits(), digits_recipe(), 24 / 255, 48 / 255)
+
+
+def medium() -> list[mi.RobustAccuracy]:
     """Returns the study on CIFAR-10, small, fast recipe; about an hour and a half of one core."""
-    return cells("small", cifar10(per_class=500), fast_recipe(small_recipe()), 1 / 255, 8 / 255)
+    return cells("medium", cifar10(per_class=500), fast_recipe(small_recipe()), 1 / 255, 8 / 255)
+
+
+def paper() -> list[mi.RobustAccuracy]:
+    """Returns the study on all of CIFAR-10 with ResNet-18, adversarially trained inside 8/255; a day of a GPU."""
+    recipe = mi.Recipe(model="resnet18", epochs=40, batch_size=128, learning_rate=0.1, weight_decay=5e-4)
+    return cells("paper", cifar10(), replace(recipe, transforms=(mi.Flip(), mi.Shift())), 1 / 255, 8 / 255)
 
 
 def judged() -> list[mi.RobustAccuracy]:
-    """Returns ours beside other libraries' on the robust models of `digits` and `small`; a quarter of an hour."""
+    """Returns ours beside other libraries' on the robust models of `small` and `medium`; a quarter of an hour."""
     found = []
     cifar, shrunk = cifar10(per_class=500), fast_recipe(small_recipe())
     for data, recipe, eps in ((mi.Digits(), digits_recipe(), 48 / 255), (cifar, shrunk, 8 / 255)):
@@ -115,7 +123,11 @@ def compare(folder: Path) -> Iterator[str]:
     arms: dict[tuple[str, float, int], dict[str, dict[float, list[tuple[int, dict[str, Any]]]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
-    for trial, result in load_results(folder):
+    pairs = load_results(folder)
+    if any(trial["attack"]["type"] not in ("pgd", "witchcraft") for trial, _ in pairs):
+        yield from side_by_side(pairs)
+        return
+    for trial, result in pairs:
         attack, eps = trial["attack"], trial["attack"]["ball"]["eps"]
         step = (attack["step"] if attack["type"] == "pgd" else attack["high"] / 2) / eps
         kind = "robust" if any(one["type"] == "adversarial" for one in trial["recipe"]["transforms"]) else "plain"
@@ -136,6 +148,18 @@ def compare(folder: Path) -> Iterator[str]:
             f"{pgd.standing.shape[1]} images x {len(per_seed)} models, one-sided p = {test.p:.3g}); by model "
             f"{', '.join(f'{one:+.2f}' for one in per_seed)}"
         )
+
+
+def side_by_side(pairs: Iterable[Pair]) -> Iterator[str]:
+    """Says what stands under each library's attack, over all models."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for trial, result in pairs:
+        found[trial["data"]["type"], trial["attack"]["type"].rpartition(":")[2]].append(result["outcome"])
+    for (data, attack), outcomes in sorted(found.items()):
+        images = sum(len(one["stands"]) for one in outcomes)
+        stands = sum(sum(one["stands"]) for one in outcomes)
+        seconds = sum(one["attack_seconds"] for one in outcomes)
+        yield f"{data}, {attack}: {stands:,} of {images:,} stand ({100 * stands / images:.2f} %), {seconds:.0f} s"
 
 
 def _best(steps: dict[float, list[tuple[int, dict[str, Any]]]]) -> Arm:

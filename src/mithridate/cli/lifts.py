@@ -24,9 +24,10 @@ Picture = Annotated[Path, tyro.conf.Positional, arg(metavar="IMAGE")]
 class Lifting:
     """What segment, stereo and denoise share."""
 
-    superpixels: Kinds = ("cut-pursuit",)
+    superpixels: Kinds = ()
     """What is solved on: none (every pixel), slic (needs scikit-image), cut-pursuit; several are measured side by side,
-    each in a process of its own. compare: all three. Default: cut-pursuit."""
+    each in a process of its own. compare: all three. Default: none; for stereo, and wherever --cells is given, slic if
+    scikit-image is installed and otherwise cut-pursuit."""
     cells: Counts = None
     """About how many superpixels; several numbers draw a curve. Default: 2,000, or a fifth of the pixels where that is
     less."""
@@ -102,8 +103,6 @@ class DenoiseOptions(Lifting):
     name: ClassVar[str] = "denoise"
     image: Picture
     """PNG, JPEG or another file that Pillow reads; colour channels are solved one after the other."""
-    superpixels: Kinds = ("none",)
-    """As for segment. Default: none, because cells take the details with the noise."""
     levels: Number = 32
     """Values of a pixel, evenly from black to white."""
     cost: Literal["squared", "absolute"] = "squared"

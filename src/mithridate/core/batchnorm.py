@@ -59,19 +59,28 @@ def watching_statistics(module: nn.Module) -> Iterator[dict[str, tuple[Tensor, T
         variance, mean = torch.var_mean(inputs[0], axes, correction=0)
         seen[name] = mean, variance
 
-    folded = [part for part in module.modules() if isinstance(part, ConvNorm) and part.folding]
-    for part in folded:
-        part.folding = False
     handles = [
         part.register_forward_pre_hook(partial(note, name))
         for name, part in module.named_modules()
         if isinstance(part, nn.modules.batchnorm._BatchNorm)
     ]
     try:
-        yield seen
+        with unfolded(module):
+            yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def unfolded(module: nn.Module) -> Iterator[None]:
+    """Makes every `ConvNorm` run its convolution and its norm one after the other, so that hooks on them see inputs."""
+    folded = [part for part in module.modules() if isinstance(part, ConvNorm) and part.folding]
+    for part in folded:
+        part.folding = False
+    try:
+        yield
+    finally:
         for part in folded:
             del part.folding  # the class says so
 

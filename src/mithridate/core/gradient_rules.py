@@ -94,6 +94,54 @@ class Mean(RowSum):
         return gradients
 
 
+@dataclass(frozen=True, kw_only=True)
+class NormBias(RowSum):
+    """Pulls the norm of the weights towards a value: the gradient of (strength / 2) * | |weights|^2 - norm^2 |.
+
+    With norm 0 it is weight decay, bit for bit. Use it with `weight_decay=0`, which would pull as well. The pull has
+    one of two directions, so that near the value the norm swings by about learning rate x strength x norm at a step.
+
+    Reference: Goldblum, Geiping, Schwarzschild, Moeller, Goldstein. "Truth or Backpropaganda? An Empirical
+    Investigation of Deep Learning Theory". ICLR 2020. arXiv 1910.00359. Deviations: `norm` is the norm, where the
+    authors' code takes its square.
+
+    Raises:
+        ValueError: A strength or a norm that is negative.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> batch = Batch(torch.rand(3, 1, 2, 2), torch.eye(2)[[0, 1, 0]], torch.arange(3), 0.0)
+    >>> (plain, _), (low, _) = (
+    ...     rule(model, batch, torch.Generator()) for rule in (Mean(), NormBias(norm=100.0))
+    ... )
+    >>> torch.allclose(low["1.weight"], plain["1.weight"] - 1e-4 * model[1].weight)
+    True
+    """
+
+    strength: float = 1e-4
+    """Of the pull; what weight decay is called elsewhere."""
+    norm: float = 0.0
+    """Euclidean norm of all trainable parameters together that they are pulled to."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("strength", self.strength), ("norm", self.norm)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"norm-bias {name} is {value:g}; it is 0 or more, and finite")
+
+    def added(self, model: nn.Module, batch: Batch, share: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns the gradient of the mean loss of these rows and of the pull, times their share."""
+        gradients, loss = Mean().added(model, batch, share)
+        parameters = {name: one.detach() for name, one in trainable(model).items()}
+        strength = self.strength * share
+        if self.norm == 0:
+            return {name: one.add(parameters[name], alpha=strength) for name, one in gradients.items()}, loss
+        side = (algebra.norm(parameters) - self.norm).sign() * strength  # stays on the device
+        return {name: one + side * parameters[name] for name, one in gradients.items()}, loss
+
+    def finished(self, gradients: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        """Returns them as they are."""
+        return gradients
+
+
 def _noise(like: Tensor, deviation: float, rng: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=rng).to(like, non_blocking=True).mul_(deviation)
 

@@ -25,8 +25,8 @@ CENSUS_RADIUS = 2
 """Windows of 5 x 5 pixels: 24 comparisons, which fit in an int32."""
 TRUNCATION = {"census": 0.3, "absolute": 0.1}
 WEIGHT = {"census": 0.05, "absolute": 0.01}
-"""Of stereo, unless the user says: of 14 pairs of settings tried on Teddy and Cones at a quarter of their size, those
-with the fewest bad pixels for each cost."""
+"""Of stereo, unless the user says: of nine pairs of settings for each cost, tried on Teddy and Cones at a quarter of
+their size, these have 4.4 % and 4.7 % bad pixels; the best have 4.2 % and 4.6 %, the worst 7.0 % and 7.4 %."""
 SAMPLE = 20_000
 """Pixels that k-means looks at."""
 

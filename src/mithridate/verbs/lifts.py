@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,9 +83,8 @@ def _task(told: SegmentOptions | StereoOptions | DenoiseOptions) -> Task:
 def _discretisations(told: Lifting, pixels: int) -> Iterator[Discretisation]:
     """Every kind at every number of cells, the pixels once."""
     usual = max(1, min(CELLS, pixels // SHARE))
-    kinds = dict.fromkeys(KINDS if "compare" in told.superpixels else told.superpixels)
-    if not kinds:
-        raise ValueError("no --superpixels are named; give none, slic, cut-pursuit, several of them, or compare")
+    named = told.superpixels or _usual(told)
+    kinds = dict.fromkeys(KINDS if "compare" in named else named)
     for kind in kinds:
         if kind == "none":
             yield Pixels(neighbours=told.neighbours)
@@ -99,6 +99,13 @@ def _discretisations(told: Lifting, pixels: int) -> Iterator[Discretisation]:
                 yield Slic(cells=cells, compactness=told.compactness, neighbours=told.neighbours)
             else:
                 yield CutPursuit(cells=cells, neighbours=told.neighbours)
+
+
+def _usual(told: Lifting) -> tuple[str, ...]:
+    """What is solved on where nobody says: superpixels where there are many labels, or where their number is given."""
+    if told.cells is None and not isinstance(_task(told), Stereo):
+        return ("none",)
+    return ("slic",) if find_spec("skimage") else ("cut-pursuit",)
 
 
 # --- from results to files and text ----------------------------------------------------------------------------------
