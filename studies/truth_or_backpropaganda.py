@@ -6,7 +6,7 @@
     python -m studies.truth_statements studies/results/truth-digits studies/results/truth-cifar10
 
 `small` is on digits, two minutes of two cores; `medium` on CIFAR-10, small, with `convnet` and `resnet18:width=8`,
-three widths, three seeds, about two hours of one core; `paper` trains ResNet-18 on all of CIFAR-10 as long as published,
+three widths, three seeds, about two hours of one core; `paper` trains ResNet-18 on all of CIFAR-10 as published,
 for a GPU. The script prints each statement of the paper beside what was measured. CIFAR-10 is expected as for
 `studies.witches_brew`.
 

@@ -77,7 +77,7 @@ def _about_norms(rows: Sequence[MeasurementRow]) -> Iterator[Statement]:
     for model, own in _by_model(rows).items():
         by_factor = {row.settings.get("factor"): _shares(row, "right") for row in own}
         half = by_factor[None].size // 2
-        larger = {factor: shares for factor, shares in by_factor.items() if factor is not None and factor >= 1}
+        larger = {factor: shares for factor, shares in by_factor.items() if factor is not None and factor > 1}
         best = max(
             larger, key=lambda factor: larger[factor][:half].mean()
         )  # chosen on the first half, compared on the rest

@@ -107,5 +107,5 @@ def spoken(attack: Evasion) -> str:
     >>> spoken(FoolboxPGD())
     'foolbox'
     """
-    judges = {kind: name for name, kind in JUDGES.items()}
-    return judges.get(type(attack), name_of(attack).rpartition(":")[2])  # pyright: ignore[reportArgumentType]
+    judges: dict[type[Evasion], str] = {kind: name for name, kind in JUDGES.items()}
+    return judges.get(type(attack), name_of(attack).rpartition(":")[2])

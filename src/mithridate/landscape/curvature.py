@@ -78,7 +78,8 @@ def eigenvalues(
 def _topmost(product: Product, start: np.ndarray, count: int, tolerance: float) -> np.ndarray:
     settings: dict[str, Any] = {"tol": tolerance, "v0": start, "return_eigenvectors": False}
     shape: Any = (len(start), len(start))
-    return eigsh(LinearOperator(shape, matvec=product, dtype=np.float64), k=count, which="LA", **settings)  # pyright: ignore[reportCallIssue]
+    operator: Any = LinearOperator(shape, matvec=product, dtype=np.float64)  # pyright: ignore[reportCallIssue]
+    return np.asarray(eigsh(operator, k=count, which="LA", **settings))
 
 
 def _product(loss: Loss) -> Product:

@@ -56,6 +56,7 @@ def cut_pursuit(image: Tensor, weight: float, *, neighbours: int = 4) -> Graph:
     Raises:
         ValueError: Another shape, or a weight that is not positive.
 
+    >>> import torch
     >>> cut_pursuit(torch.tensor([[0.0, 0.1, 0.9, 1.0]])[:, :, None], weight=0.1).cells
     tensor([[0, 0, 1, 1]])
     """
@@ -79,6 +80,7 @@ def cut_pursuit_cells(image: Tensor, cells: int, *, neighbours: int = 4) -> Grap
     Raises:
         ValueError: Another shape, or no cells.
 
+    >>> import torch
     >>> image = torch.rand(12, 12, 3, generator=torch.Generator().manual_seed(0))
     >>> len(cut_pursuit_cells(image, 10))
     10

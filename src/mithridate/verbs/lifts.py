@@ -26,7 +26,7 @@ from mithridate.lifting.discretisations import CELLS, CutPursuit, Discretisation
 from mithridate.verbs.terminal import say, start_torch
 
 if TYPE_CHECKING:
-    from mithridate.cli.lifts import DenoiseOptions, Lifting, LiftOptions, SegmentOptions, StereoOptions
+    from mithridate.cli.lifts import DenoiseOptions, LiftOptions, SegmentOptions, StereoOptions
 
 TASKS: dict[str, type[Task]] = {"segment": Segment, "stereo": Stereo, "denoise": Denoise}
 KINDS = ("none", "slic", "cut-pursuit")
@@ -80,7 +80,7 @@ def _task(told: SegmentOptions | StereoOptions | DenoiseOptions) -> Task:
     return kind(**{field.name: getattr(told, field.name) for field in fields(kind)})
 
 
-def _discretisations(told: Lifting, pixels: int) -> Iterator[Discretisation]:
+def _discretisations(told: SegmentOptions | StereoOptions | DenoiseOptions, pixels: int) -> Iterator[Discretisation]:
     """Every kind at every number of cells, the pixels once."""
     usual = max(1, min(CELLS, pixels // SHARE))
     named = told.superpixels or _usual(told)
@@ -101,7 +101,7 @@ def _discretisations(told: Lifting, pixels: int) -> Iterator[Discretisation]:
                 yield CutPursuit(cells=cells, neighbours=told.neighbours)
 
 
-def _usual(told: Lifting) -> tuple[str, ...]:
+def _usual(told: SegmentOptions | StereoOptions | DenoiseOptions) -> tuple[str, ...]:
     """What is solved on where nobody says: superpixels where there are many labels, or where their number is given."""
     if told.cells is None and not isinstance(_task(told), Stereo):
         return ("none",)
