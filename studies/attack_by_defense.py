@@ -6,7 +6,7 @@
 
 `small` expects CIFAR-10 in data/cifar10 (train.parquet and test.parquet in Hugging Face layout), or where the
 environment variable MITHRIDATE_CIFAR10 says. Its gradient matching, its mixup cells and its clean victims are those of
-`studies.witches_brew:small`: in the same results folder they are found there.
+`studies.witches_brew:medium`: in the same results folder they are found there.
 
 References: Gu, Dolan-Gavitt, Garg. "BadNets". arXiv 1708.06733. Shafahi et al. "Poison Frogs!". NeurIPS 2018.
 arXiv 1804.00792. Geiping et al. "Witches' Brew". ICLR 2021. arXiv 2009.02276. Borgnia et al. "Strong Data Augmentation

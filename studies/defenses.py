@@ -53,12 +53,12 @@ TRUSTED = 100
 def gradient_matching() -> list[mi.Trial]:
     """Returns gradient matching under each defence with its controls: 16 paired targets; hours."""
     cheap = (*TRAINING, (mi.Epic(),), (mi.SpectralSignatures(contamination=0.02),))
-    return plan_audit([_brewed(*cheap), _brewed((IMMUNE,))], cifar10(per_class=500))
+    return plan_audit([brewed(*cheap), brewed((IMMUNE,))], cifar10(per_class=500))
 
 
 def adaptive() -> list[mi.Trial]:
     """Returns gradient matching that knows the defence: mixup, CutMix, adversarial poisoning; hours."""
-    panel = replace(_brewed((mi.Mixup(),), (mi.Cutmix(),), (IMMUNE,)), adaptive=True)
+    panel = replace(brewed((mi.Mixup(),), (mi.Cutmix(),), (IMMUNE,)), adaptive=True)
     return [trial for trial in plan_audit([panel], cifar10(per_class=500)) if trial.adaptive]
 
 
@@ -66,17 +66,8 @@ def backdoor() -> list[mi.Trial]:
     """Returns a patch backdoor under each defence: 3 poisons, 5 victims of each; an hour."""
     recipe, patches = fast_recipe(small_recipe()), (mi.AdversarialPoisoning(inner="patch"),)
     wrapping = ((mi.PartitionVote(),), (mi.Strip(),))
-    panel = Panel(
-        attack=mi.BadNets(),
-        threat=replace(mi.BadNets.threat, budget=0.02),
-        scenario=scenario("from-scratch", recipe),
-        defenses=(*TRAINING, patches, *FILTERS, *wrapping, (mi.FineTuning(),), (mi.FinePruning(),)),
-        trials=3,
-        victims=5,
-        clean_victims=3,
-        trusted=TRUSTED,
-    )
-    return plan_audit([panel], cifar10(per_class=500))
+    defenses = (*TRAINING, patches, *FILTERS, *wrapping, (mi.FineTuning(),), (mi.FinePruning(),))
+    return plan_audit([patched(recipe, *defenses)], cifar10(per_class=500))
 
 
 def filters() -> list[mi.Trial]:
@@ -114,11 +105,17 @@ def digits() -> list[mi.Trial]:
         (mi.FineTuning(),),
         (mi.FinePruning(),),
     )
-    panels = [_marked(recipe, *defenses), _marked(private, (mi.DPSGD(),), (mi.GradientShaping(),))]
+    panels = [marked(recipe, *defenses), marked(private, (mi.DPSGD(),), (mi.GradientShaping(),))]
     return plan_audit(panels, mi.Digits())
 
 
-def _marked(recipe: mi.Recipe, *defenses: tuple[mi.Defense, ...]) -> Panel:
+def patched(recipe: mi.Recipe, *defenses: tuple[mi.Defense, ...]) -> Panel:
+    """A patch backdoor on photographs: 3 poisons, 5 victims each."""
+    return replace(marked(recipe, *defenses), trials=3, victims=5)
+
+
+def marked(recipe: mi.Recipe, *defenses: tuple[mi.Defense, ...]) -> Panel:
+    """A patch backdoor: 12 poisons."""
     return Panel(
         attack=mi.BadNets(),
         threat=replace(mi.BadNets.threat, budget=0.02),
@@ -130,7 +127,8 @@ def _marked(recipe: mi.Recipe, *defenses: tuple[mi.Defense, ...]) -> Panel:
     )
 
 
-def _brewed(*defenses: tuple[mi.Defense, ...]) -> Panel:
+def brewed(*defenses: tuple[mi.Defense, ...]) -> Panel:
+    """Gradient matching at eps 32: 16 targets."""
     return Panel(
         attack=mi.WitchesBrew(steps=250, surrogates=2),
         threat=mi.ThreatModel(budget=0.02, ball=mi.Linf(eps=EPS)),

@@ -1,5 +1,8 @@
 """What a shared gradient gives away of CIFAR-10 images: by network, batch size, attack and defence.
 
+    mithridate study studies.inverting_gradients:small
+    mithridate study studies.inverting_gradients:medium
+    mithridate study studies.inverting_gradients:paper --device cuda
     mithridate study studies.inverting_gradients:cosine
     mithridate study studies.inverting_gradients:attacks
     mithridate study studies.inverting_gradients:defenses
@@ -47,6 +50,31 @@ def cell(
     images = cifar10(per_class=500) if data is None else data
     common = {"data": images, "recipe": recipe, "attack": attack, "client": mi.Client(batch=batch)} | settings
     return [mi.LeakTrial(**common, seed=seed) for seed in range(CASES)]
+
+
+def small() -> list[mi.LeakTrial]:
+    """Returns single images on the four networks: part of `cosine`; five minutes of two cores."""
+    attack = mi.InvertingGradients(**SEARCH)
+    return [trial for recipe in networks().values() for trial in cell(recipe, attack)]
+
+
+def medium() -> list[mi.LeakTrial]:
+    """Returns `cosine`, `attacks` and `defenses`; two CPU hours."""
+    return [*cosine(), *attacks(), *defenses()]
+
+
+def paper() -> list[mi.LeakTrial]:
+    """Returns single images of CIFAR-10 on an untrained and a trained ResNet-18: 24,000 iterations; a GPU hour.
+
+    The published number of restarts, 1, and total variations from 1e-6 to 1e-1.
+    """
+    trained = replace(small_recipe(), model="resnet18")
+    return [
+        trial
+        for recipe in (replace(trained, epochs=0), trained)
+        for weight in (1e-6, 1e-4, 1e-2, 1e-1)
+        for trial in cell(recipe, mi.InvertingGradients(steps=24_000, total_variation=weight))
+    ]
 
 
 def cosine() -> list[mi.LeakTrial]:

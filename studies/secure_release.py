@@ -1,15 +1,15 @@
 """Data that are of no use to train on: every method of release, what is left of it, and what takes it away.
 
-    mithridate study studies.secure_release:digits
     mithridate study studies.secure_release:small
+    mithridate study studies.secure_release:medium
     mithridate study studies.secure_release:shares
     mithridate study studies.secure_release:architectures
     mithridate study studies.secure_release:countered
     mithridate study studies.secure_release:identities
+    mithridate study studies.secure_release:paper --device cuda
 
-All but `digits` expect CIFAR-10 in data/cifar10 (train.parquet and test.parquet in Hugging Face layout), or where the
-environment variable MITHRIDATE_CIFAR10 says: 500 images per class, victims of the fast recipe. In one results folder
-they share their poisons, surrogates and clean victims.
+All but `small`, which takes digits, expect CIFAR-10 as `studies.witches_brew` does: 500 images per class, victims of the
+fast recipe. In one results folder they share their poisons, surrogates and clean victims.
 
 References: Fowl et al. "Preventing Unauthorized Use of Proprietary Data: Poisoning for Secure Dataset Release". 2021.
 arXiv 2103.02683. Fowl et al. "Adversarial Examples Make Strong Poisons". NeurIPS 2021. arXiv 2106.10807. Huang et al.
@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import mithridate as mi
+from mithridate.core.transforms import Flip, Shift
 from mithridate.experiments.panels import Panel, plan_audit
 from mithridate.experiments.presets import digits_recipe, fast_recipe, small_recipe
 from mithridate.experiments.scenarios import scenario
@@ -52,14 +53,21 @@ DIGITS_EPS = 64 / 255
 """Digits have 16 shades and no texture: what is small on a photograph does nothing to them."""
 
 
-def digits() -> list[mi.Trial]:
-    """Returns every method on digits; 10 minutes."""
+def small() -> list[mi.Trial]:
+    """Returns every method on digits; five minutes of two cores."""
     return plan_audit(_panels(METHODS, digits_recipe(), eps=DIGITS_EPS), mi.Digits())
 
 
-def small() -> list[mi.Trial]:
+def medium() -> list[mi.Trial]:
     """Returns every method on CIFAR-10, all images poisoned; an hour."""
     return plan_audit(_panels(METHODS, fast_recipe(small_recipe())), cifar10(per_class=500))
+
+
+def paper() -> list[mi.Trial]:
+    """Returns every method on all of CIFAR-10 with ResNet-18, 250 steps; a day of a GPU."""
+    methods = tuple(replace(attack, steps=250) if hasattr(attack, "steps") else attack for attack in METHODS)
+    recipe = mi.Recipe(model="resnet18", epochs=100, batch_size=128, weight_decay=5e-4, transforms=(Flip(), Shift()))
+    return plan_audit(_panels(methods, recipe), cifar10())
 
 
 def shares() -> list[mi.Trial]:

@@ -7,7 +7,7 @@
 
 CIFAR-10 is expected in data/cifar10 (train.parquet and test.parquet in Hugging Face layout), or where the environment
 variable MITHRIDATE_CIFAR10 says. `survival` has the targets of `studies.attack_by_defense:small` and of
-`studies.witches_brew:small`, whose victims are trained with the papers' recipe: case by case, the two can be compared.
+`studies.witches_brew:medium`, whose victims are trained with the papers' recipe: case by case, the two can be compared.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import mithridate as mi
-from mithridate.core.transforms import Adversarial
+from mithridate.core.transforms import Adversarial, Flip, Shift
 from mithridate.evasion.judges import AutoAttack, FoolboxPGD
 from mithridate.experiments.cells import Pair
 from mithridate.experiments.presets import digits_recipe, fast_recipe, small_recipe
@@ -84,7 +84,7 @@ def medium() -> list[mi.RobustAccuracy]:
 def paper() -> list[mi.RobustAccuracy]:
     """Returns the study on all of CIFAR-10 with ResNet-18, adversarially trained inside 8/255; a day of a GPU."""
     recipe = mi.Recipe(model="resnet18", epochs=40, batch_size=128, learning_rate=0.1, weight_decay=5e-4)
-    return cells("paper", cifar10(), replace(recipe, transforms=(mi.Flip(), mi.Shift())), 1 / 255, 8 / 255)
+    return cells("paper", cifar10(), replace(recipe, transforms=(Flip(), Shift())), 1 / 255, 8 / 255)
 
 
 def judged() -> list[mi.RobustAccuracy]:

@@ -1,6 +1,7 @@
 """Gradient matching on CIFAR-10 against its controls: the paper's setting for a GPU, and a small one for a CPU.
 
     mithridate study studies.witches_brew:small
+    mithridate study studies.witches_brew:medium
     mithridate study studies.witches_brew:fp32
     mithridate study studies.witches_brew:paper --device cuda
 
@@ -17,6 +18,9 @@ import os
 from collections.abc import Sequence
 
 import mithridate as mi
+from mithridate.experiments.panels import Panel, plan_audit
+from mithridate.experiments.presets import fast_recipe, small_recipe
+from mithridate.experiments.scenarios import scenario
 
 
 def cifar10(per_class: int | None = None) -> mi.DataSource:
@@ -49,6 +53,21 @@ def cell(
     ]
 
 
+def small() -> list[mi.Trial]:
+    """Returns nine targets at eps 32 against victims of the fast recipe, beside noise; seven minutes of two cores.
+
+    Part of `studies.defenses:gradient_matching`.
+    """
+    panel = Panel(
+        attack=mi.WitchesBrew(steps=250, surrogates=2),
+        threat=mi.ThreatModel(budget=0.02, ball=mi.Linf(eps=32 / 255)),
+        scenario=scenario("from-scratch", fast_recipe(small_recipe())),
+        trials=9,
+        clean_victims=3,
+    )
+    return plan_audit([panel], cifar10(per_class=500))
+
+
 def paper() -> list[mi.Trial]:
     """Returns the setting of the authors' CIFAR-10 scripts: ResNet-18, 1 % poison, eps 16, 10 targets x 8 victims.
 
@@ -63,7 +82,7 @@ def paper() -> list[mi.Trial]:
     ]  # 80 victims a cell, 8 in all for no-attack, whose victims all targets share
 
 
-def small() -> list[mi.Trial]:
+def medium() -> list[mi.Trial]:
     """Returns the standard small setting: 500 images per class, `convnet`, 2 % poison, 20 paired targets; CPU hours.
 
     At eps 16 and, since a small set gives small effects, at eps 32; the poisons of eps 16 under mixup as well.
@@ -85,9 +104,9 @@ def small() -> list[mi.Trial]:
 
 
 def fp32() -> list[mi.Trial]:
-    """Returns the first 8 targets of `small` at eps 32 once more, crafted in float32: does bf16 cost success?
+    """Returns the first 8 targets of `medium` at eps 32 once more, crafted in float32: does bf16 cost success?
 
-    The victims train as in `small`, so the two differ in how the poison was computed and nothing else.
+    The victims train as in `medium`, so the two differ in how the poison was computed and nothing else.
     """
     recipe = mi.Recipe(model="convnet", epochs=40, batch_size=125)
     brew = mi.WitchesBrew(steps=250, surrogates=2, precision="fp32")

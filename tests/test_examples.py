@@ -66,7 +66,7 @@ def test_an_example_runs(
 
 
 def test_the_small_study_is_the_standard_small_setting() -> None:
-    trials = witches_brew.small()
+    trials = witches_brew.medium()
     assert {trial.learner for trial in trials} == {mi.Recipe(model="convnet", epochs=40, batch_size=125)}
     assert {trial.data.per_class for trial in trials} == {500}
     cells = Counter((trial.attack, trial.threat, trial.defenses) for trial in trials)
@@ -80,7 +80,7 @@ def test_the_small_study_is_the_standard_small_setting() -> None:
 def test_the_precision_study_repeats_cells_of_the_small_study_in_float32() -> None:
     repeated = [replace(t, attack=replace(t.attack, precision="auto")) for t in witches_brew.fp32()]
     assert [trial.attack.precision for trial in witches_brew.fp32()] == ["fp32"] * 8
-    assert all(trial in witches_brew.small() for trial in repeated)
+    assert all(trial in witches_brew.medium() for trial in repeated)
 
 
 def test_the_paper_study_has_the_published_numbers() -> None:
@@ -93,7 +93,7 @@ def test_the_paper_study_has_the_published_numbers() -> None:
     }
 
 
-@pytest.mark.parametrize("study", [witches_brew.small, witches_brew.fp32, witches_brew.paper])
+@pytest.mark.parametrize("study", [witches_brew.medium, witches_brew.fp32, witches_brew.paper])
 def test_a_study_survives_json(study) -> None:
     trials = study()
     assert [from_json(json.loads(json.dumps(to_json(trial))), Trial) for trial in trials[::30]] == trials[::30]
