@@ -4,7 +4,7 @@
     mithridate study studies.cross_effects:leaks
     python -m studies.cross_effects                  # writes the tables of docs/cross-effects.md
 
-One network, one data set: `lenet` on the digits, which trains privately, leaks nearly everything undefended, and learns
+One network, one data set: `mlp` on the digits, which trains privately (no BatchNorm), leaks its images, and learns
 a backdoor. Three questions: does the noise that stops the inversion of gradients also stop poison, does adversarial
 training change the dose that moves half, does mixing hide gradients (and of which model).
 """
@@ -39,8 +39,8 @@ BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 def recipe() -> mi.Recipe:
-    """The network of all of it: 96 % accurate on the digits."""
-    return replace(digits_recipe(), model="lenet", learning_rate=0.3)
+    """The network of all of it: 97 % accurate on the digits."""
+    return replace(digits_recipe(), model="mlp", epochs=30, transforms=())
 
 
 def poisons() -> list[mi.Trial]:

@@ -8,8 +8,8 @@
     mithridate study studies.secure_release:identities
     mithridate study studies.secure_release:paper --device cuda
 
-All but `small`, which takes digits, expect CIFAR-10 as `studies.witches_brew` does: 500 images per class, victims of the
-fast recipe. In one results folder they share their poisons, surrogates and clean victims.
+All but `small`, which takes digits, expect CIFAR-10 as `studies.witches_brew` does: 500 images per class, victims of
+the fast recipe. In one results folder they share their poisons, surrogates and clean victims.
 
 References: Fowl et al. "Preventing Unauthorized Use of Proprietary Data: Poisoning for Secure Dataset Release". 2021.
 arXiv 2103.02683. Fowl et al. "Adversarial Examples Make Strong Poisons". NeurIPS 2021. arXiv 2106.10807. Huang et al.
