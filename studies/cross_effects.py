@@ -96,7 +96,7 @@ def tables(poisoned: Path, leaked: Path) -> Iterator[str]:
     """Yields the lines of the page's tables, from results folders."""
     rows = [row for row in table(load_results(poisoned)).rows if not row.adaptive]
     leaks = leak_table(load_results(leaked)).rows
-    yield "### Noise: privacy against both"
+    yield "## Noise: privacy against both"
     yield ""
     yield (
         "| noise (times the clip) | epsilon of the training | backdoor, 20 poisons | strictest control | accuracy | "
@@ -116,7 +116,7 @@ def tables(poisoned: Path, leaked: Path) -> Iterator[str]:
             _decibels(leak.found.psnr),
         )
     yield ""
-    yield "### Adversarial training and mixup: the dose that moves half"
+    yield "## Adversarial training and mixup: the dose that moves half"
     yield ""
     for response in table(load_results(poisoned)).doses():
         yield from (f"- {sentence}" for sentence in response.sentences())
@@ -128,7 +128,7 @@ def tables(poisoned: Path, leaked: Path) -> Iterator[str]:
         found.sort(key=lambda row: row.budget.count or 0)
         yield _line(defense, *(str(row.success) for row in found), _accuracy(found[-1].accuracy))
     yield ""
-    yield "### Mixing and adversarial training: what gradients give away"
+    yield "## Mixing and adversarial training: what gradients give away"
     yield ""
     yield "| model trained | what is shared | pairs of images picked out of 1,000 | PSNR | against the plain message |"
     yield "|---|---|---|---|---|"
@@ -138,7 +138,7 @@ def tables(poisoned: Path, leaked: Path) -> Iterator[str]:
         loss = (
             ""
             if leak.loss is None
-            else f"{leak.loss.psnr.difference.value:+.1f} dB (Holm p = {leak.loss.psnr_holm:.2g})"
+            else f"{-leak.loss.psnr.difference.value:+.1f} dB (Holm p = {leak.loss.psnr_holm:.2g})"
         )
         shared = "gradient" if leak.defense == "none" else f"gradient of mixed images ({leak.defense})"
         yield _line(_trained(leak), shared, str(leak.found.identified), _decibels(leak.found.psnr), loss)

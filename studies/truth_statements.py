@@ -125,7 +125,7 @@ def _about_rank(rows: Sequence[MeasurementRow]) -> Iterator[Statement]:
                 changed, usual = (_shares(by_change[one], name) for one in (change, "none"))
                 apart = paired_margin(list(changed), list(usual)).difference
                 found.append(f"{what} {100 * apart.value:+.2f} points ({_ends(apart)})")
-                verdicts.append(_none(apart, 1 if change == "min" else -1))
+                verdicts.append(none_shown(apart, 1 if change == "min" else -1))
             ranks = ", ".join(words(by_change[one].found["effective_rank_share"]) for one in (change, "none"))
             order: tuple[Verdict, ...] = ("disagrees", "undecided", "agrees")
             worst = next(one for one in order if one in verdicts)
@@ -136,7 +136,7 @@ def _about_rank(rows: Sequence[MeasurementRow]) -> Iterator[Statement]:
             )
 
 
-def _none(apart: Mean, sign: int) -> Verdict:
+def none_shown(apart: Mean, sign: int) -> Verdict:
     """Whether a difference shows that there is none in one direction: 1, upwards; -1, downwards."""
     low, high = (-1.0 if apart.low is None else apart.low), (1.0 if apart.high is None else apart.high)
     least, most = (low, high) if sign > 0 else (-high, -low)

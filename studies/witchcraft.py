@@ -31,7 +31,7 @@ from mithridate.core.transforms import Adversarial, Flip, Shift
 from mithridate.evasion.judges import AutoAttack, FoolboxPGD
 from mithridate.experiments.cells import Pair
 from mithridate.experiments.presets import digits_recipe, fast_recipe, small_recipe
-from mithridate.experiments.statistics import paired_margin
+from mithridate.experiments.statistics import PairedMargin, paired_margin
 from mithridate.experiments.study import load_results
 from studies.witches_brew import cifar10
 
@@ -118,35 +118,52 @@ class Arm(NamedTuple):
     gradients: float
 
 
-def compare(folder: Path) -> Iterator[str]:
-    """Says for each model and number of starts how many images stand under each attack, each at its best step."""
+class Duel(NamedTuple):
+    """Both attacks on one kind of model, each at its best step."""
+
+    kind: str
+    eps: float
+    restarts: int
+    pgd: Arm
+    witchcraft: Arm
+    test: PairedMargin
+    """By how many images (a share) WITCHcraft fools more."""
+
+
+def duels(folder: Path) -> Iterator[Duel]:
+    """Compares the attacks for each model and number of starts."""
     arms: dict[tuple[str, float, int], dict[str, dict[float, list[tuple[int, dict[str, Any]]]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
-    pairs = load_results(folder)
-    if any(trial["attack"]["type"] not in ("pgd", "witchcraft") for trial, _ in pairs):
-        yield from side_by_side(pairs)
-        return
-    for trial, result in pairs:
+    for trial, result in load_results(folder):
         attack, eps = trial["attack"], trial["attack"]["ball"]["eps"]
         step = (attack["step"] if attack["type"] == "pgd" else attack["high"] / 2) / eps
         kind = "robust" if any(one["type"] == "adversarial" for one in trial["recipe"]["transforms"]) else "plain"
         place = arms[kind, eps, attack["restarts"]]
         place[attack["type"]][round(step, 6)].append((trial["seed"], result["outcome"]))
     for (kind, eps, restarts), attacks in sorted(arms.items()):
-        best = {name: _best(steps) for name, steps in attacks.items()}
-        pgd, witch = best["pgd"], best["witchcraft"]
+        pgd, witch = _best(attacks["pgd"]), _best(attacks["witchcraft"])
         test = paired_margin(list(pgd.standing.mean(0)), list(witch.standing.mean(0)))
+        yield Duel(kind, eps, restarts, pgd, witch, test)
+
+
+def compare(folder: Path) -> Iterator[str]:
+    """Says for each model and number of starts how many images stand under each attack, each at its best step."""
+    pairs = load_results(folder)
+    if any(trial["attack"]["type"] not in ("pgd", "witchcraft") for trial, _ in pairs):
+        yield from side_by_side(pairs)
+        return
+    for one in duels(folder):
+        pgd, witch, found = one.pgd, one.witchcraft, one.test.difference
         per_seed = 100 * (pgd.standing.mean(1) - witch.standing.mean(1))
-        ends = "" if test.difference.low is None else f"{100 * test.difference.low:+.2f} to "
-        ends += "" if test.difference.high is None else f"{100 * test.difference.high:+.2f}"
+        ends = "" if found.low is None or found.high is None else f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
         yield (
-            f"{kind}, eps {255 * eps:.3g}/255, {restarts} start{'s' * (restarts > 1)}: "
+            f"{one.kind}, eps {255 * one.eps:.3g}/255, {one.restarts} start{'s' * (one.restarts > 1)}: "
             f"pgd {100 * pgd.standing.mean():.2f} % stand (step {pgd.mean_step:g} eps, {pgd.gradients:.1f} gradients), "
             f"witchcraft {100 * witch.standing.mean():.2f} % (mean step {witch.mean_step:g} eps, "
-            f"{witch.gradients:.1f} gradients); it fools {100 * test.difference.value:+.2f} points more ({ends}; "
-            f"{pgd.standing.shape[1]} images x {len(per_seed)} models, one-sided p = {test.p:.3g}); by model "
-            f"{', '.join(f'{one:+.2f}' for one in per_seed)}"
+            f"{witch.gradients:.1f} gradients); it fools {100 * found.value:+.2f} points more ({ends}; "
+            f"{pgd.standing.shape[1]} images x {len(per_seed)} models, one-sided p = {one.test.p:.3g}); by model "
+            f"{', '.join(f'{each:+.2f}' for each in per_seed)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Leaderboard entries: one JSON file per attack under one stack of defences, made from a results folder, and checked."""
+"""Leaderboard entries: one JSON file per attack under a stack of defences, made from a results folder, and checked."""
 
 from __future__ import annotations
 
