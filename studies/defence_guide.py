@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mithridate.experiments.table import Row
-from studies.tables import BEGIN, END, rows
+from studies.tables import BEGIN, END
+from studies.verdicts import rows
 
 PAGE = Path(__file__).parent.parent / "docs" / "choose-a-defense.md"
 THREATS = {

@@ -13,7 +13,15 @@ import mithridate as mi
 from mithridate.core.schema import from_json, to_json
 from mithridate.experiments.statistics import Mean, Rate
 from mithridate.experiments.study import load_results
-from studies import cross_effects, graph_discretizations, tables, truth_statements, witchcraft
+from studies import (
+    cross_effects,
+    defence_guide,
+    graph_discretizations,
+    tables,
+    truth_statements,
+    verdicts,
+    witchcraft,
+)
 
 PAPERS = (
     "poison_frogs",
@@ -31,7 +39,7 @@ PAPERS = (
     "poisoning_benchmark",
 )
 SIZES = ("small", "medium", "paper")
-RESULTS = Path(tables.RESULTS)
+RESULTS = Path(verdicts.RESULTS)
 
 
 def module(name: str) -> ModuleType:
@@ -82,20 +90,25 @@ def test_the_tables_of_cross_effects_are_what_is_stored() -> None:
     assert cross_effects.written(page) == page, "run python -m studies.cross_effects"
 
 
+def test_the_table_of_defences_is_what_is_stored() -> None:
+    page = defence_guide.PAGE.read_text(encoding="utf-8")
+    assert defence_guide.written(page) == page, "run python -m studies.defence_guide"
+
+
 # --- verdicts --------------------------------------------------------------------------------------------------------
 
 
 def test_a_number_agrees_where_its_interval_holds_it() -> None:
     rate = Rate(3, 20, 20.0, 0.05, 0.36)
-    assert tables.holds(rate, 0.05) == tables.holds(rate, 0.36) == "agrees"
-    assert tables.holds(rate, 0.04) == tables.holds(rate, 0.9) == "differs"
+    assert verdicts.holds(rate, 0.05) == verdicts.holds(rate, 0.36) == "agrees"
+    assert verdicts.holds(rate, 0.04) == verdicts.holds(rate, 0.9) == "differs"
 
 
 def test_a_row_that_is_not_there_or_not_alone_is_no_number() -> None:
-    assert tables.find("no-such-study", "witches-brew") is None
-    assert list(tables.attack_line("a", "b", "c", "d", None)) == []
+    assert verdicts.find("no-such-study", "witches-brew") is None
+    assert list(verdicts.attack_line("a", "b", "c", "d", None)) == []
     with pytest.raises(LookupError, match="0 rows of backdoors-cleansed fit nothing"):
-        tables.find("backdoors-cleansed", "nothing")
+        verdicts.find("backdoors-cleansed", "nothing")
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ mistakes answer at once.
 
 from __future__ import annotations
 
+import inspect
 import keyword
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tyro
 
@@ -23,6 +25,17 @@ from mithridate.cli.leaks import InvertOptions
 from mithridate.cli.lifts import LiftOptions
 from mithridate.cli.pipelines import AuditOptions, CraftOptions, DoseOptions
 from mithridate.cli.runs import ReportOptions, StudyOptions, TrialOptions
+
+
+
+def _joined(lines: Callable[[str], str]) -> Callable[[str], str]:
+    """What tyro does to a docstring, after its indentation is gone: indented lines would keep their breaks."""
+    return lambda text: lines(inspect.cleandoc(text))
+
+
+_strings: Any = getattr(tyro, "_strings", None)
+if hasattr(_strings, "remove_single_line_breaks"):  # private: without it help is only less tidy
+    _strings.remove_single_line_breaks = _joined(_strings.remove_single_line_breaks)
 
 # --- verbs -----------------------------------------------------------------------------------------------------------
 

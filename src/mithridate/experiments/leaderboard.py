@@ -266,6 +266,6 @@ def _control(control: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def _accuracy(accuracy: Mapping[str, Any]) -> Iterator[str]:
-    value = accuracy.get("value")
-    if not _number(value) or not 0 <= value <= 1:  # pyright: ignore[reportOperatorIssue]
+    value: Any = accuracy.get("value")
+    if not _number(value) or not 0 <= value <= 1:
         yield f"accuracy.value is {value!r}; expected a share from 0 to 1"
