@@ -47,7 +47,8 @@ def pair(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 
 def test_a_picture_is_segmented(run: Run, tmp_path: Path, picture: Path) -> None:  # noqa: F811
-    said = run("lift", "segment", picture, "--colours", "3", "--cells", "120", "--out", "there")
+    cells = ("--superpixels", "cut-pursuit", "--cells", "120")
+    said = run("lift", "segment", picture, "--colours", "3", *cells, "--out", "there")
     assert said.code == 0, said.err
     lines = said.out.splitlines()
     assert lines[0].startswith("written: there")
@@ -116,6 +117,30 @@ def test_every_task_explains_its_options_without_torch(task: str) -> None:
     described = [line for line in re.split(r"│ --", done.stdout)[1:] if not re.search(r"[\w)]\.", line)]
     assert described == []
     assert "{None}" not in done.stdout
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_pixels_unless_there_are_many_labels_or_a_number_of_cells(
+    run: Run,  # noqa: F811
+    picture: Path,
+    pair: tuple[Path, Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    installed: bool,
+) -> None:
+    if installed:
+        pytest.importorskip("skimage", reason="scikit-image is not installed (extra: image)")
+    else:
+        monkeypatch.setattr("mithridate.verbs.lifts.find_spec", lambda name: None)
+    kind = "slic" if installed else "cut-pursuit"
+    asked = {
+        "pixels": ("segment", picture, "--colours", "3"),
+        f"{kind}-100": ("segment", picture, "--colours", "3", "--cells", "100"),
+        f"{kind}-224": ("stereo", *pair[:2], "--disparities", "9"),  # a fifth of the pixels
+    }
+    for name, arguments in asked.items():
+        said = run("lift", *arguments, "--json")
+        assert said.code == 0, said.err
+        assert [outcome["name"] for outcome in json.loads(said.out)] == [name]
 
 
 COMMANDS = re.findall(r"^mithridate lift (.*?)(?:  +#.*)?$", PAGE.read_text(), re.MULTILINE)
