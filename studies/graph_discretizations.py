@@ -3,6 +3,7 @@
     mithridate study studies.graph_discretizations:small
     mithridate study studies.graph_discretizations:medium
     mithridate study studies.graph_discretizations:paper
+    mithridate study studies.graph_discretizations:sublabels
     python -m studies.graph_discretizations studies/results/graph-discretizations
 
 Stereo on Teddy and Cones with their true disparities, segmentation of photographs of scikit-image. Weights are the
@@ -67,6 +68,8 @@ class Lift(mi.Measurement):
     """Truncated total variation, for stereo."""
     colours: int = 8
     """Of a segmentation."""
+    sublabels: int = 1
+    """Disparities per interval of the relaxation."""
 
     def discretisation(self) -> Discretisation:
         """What is solved on."""
@@ -99,7 +102,8 @@ class Lift(mi.Measurement):
 
     def measure(self, store: Store, device: str) -> Mapping[str, Value]:
         with tempfile.TemporaryDirectory() as folder:
-            (found,) = side_by_side(self.task(Path(folder)), [self.discretisation()], Solving(device=device))
+            solving = Solving(device=device, sublabels=self.sublabels)
+            (found,) = side_by_side(self.task(Path(folder)), [self.discretisation()], solving)
         against = {
             f"{name}_{where}": found.judged[where][name] for where in found.judged for name in ("bad1", "bad2", "error")
         }
@@ -147,6 +151,16 @@ def paper() -> list[Lift]:
     return [*_full(repeats=3), *pixels]
 
 
+def sublabels() -> list[Lift]:
+    """Returns the pairs at full size with 1 to 6 disparities per interval, on pixels and superpixels; ten minutes."""
+    return [
+        Lift(scene=scene, on=on, cells=cells, sublabels=count)
+        for scene in PAIRS
+        for on, cells in (("slic", 5000), ("pixels", None))
+        for count in (1, 2, 3, 6)
+    ]
+
+
 def _full(repeats: int) -> Iterator[Lift]:
     cells = (1000, 2000, 5000, 10_000, 20_000)
     for scene in (*PAIRS, *PHOTOS):
@@ -175,10 +189,13 @@ class Against(NamedTuple):
 
 def compare(folder: Path) -> list[Against]:
     """Reads a results folder; the pixels come first in each scene."""
-    scenes: dict[tuple[Any, ...], dict[tuple[str, int], list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    scenes: dict[tuple[Any, ...], dict[tuple[str, int, int], list[dict[str, Any]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for trial, result in load_results(folder):
         scene = (trial["scene"], trial["shrink"], trial["limit"] or 0)
-        scenes[scene][trial["on"], trial["cells"] or 0].append(result["outcome"])
+        kind = (trial["on"], trial["cells"] or 0, trial.get("sublabels", 1))  # older results have no sublabels
+        scenes[scene][kind].append(result["outcome"])
     rows = []
     for (scene, shrink, limit), kinds in sorted(scenes.items()):
         name = scene + (f", 1/{shrink} of its size" if shrink > 1 else "") + (", truncated" if limit else "")
@@ -186,12 +203,13 @@ def compare(folder: Path) -> list[Against]:
             kind: {key: median([one[key] for one in found]) for key in found[0] if found[0][key] is not None}
             for kind, found in kinds.items()
         }
-        base = middle.get(("pixels", 0))
-        for (on, cells), one in sorted(middle.items(), key=lambda kind: (kind[0][0] != "pixels", kind[0])):
+        base = middle.get(("pixels", 0, 1))
+        for (on, cells, count), one in sorted(middle.items(), key=lambda kind: (kind[0][0] != "pixels", kind[0])):
             if base is None:
                 continue
             times, memory = (base[key] / max(one[key], 1e-9) for key in ("seconds", "memory_mb"))
-            rows.append(Against(name, on, cells, one["energy"] / base["energy"] - 1, times, memory, one))
+            where = on if count == 1 else f"{on}, {count} labels per interval"
+            rows.append(Against(name, where, cells, one["energy"] / base["energy"] - 1, times, memory, one))
     return rows
 
 

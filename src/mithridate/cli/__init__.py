@@ -27,7 +27,6 @@ from mithridate.cli.pipelines import AuditOptions, CraftOptions, DoseOptions
 from mithridate.cli.runs import ReportOptions, StudyOptions, TrialOptions
 
 
-
 def _joined(lines: Callable[[str], str]) -> Callable[[str], str]:
     """What tyro does to a docstring, after its indentation is gone: indented lines would keep their breaks."""
     return lambda text: lines(inspect.cleandoc(text))

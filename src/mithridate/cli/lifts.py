@@ -71,7 +71,16 @@ class SegmentOptions(Lifting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StereoOptions(Lifting):
+class Ordered(Lifting):
+    """What stereo and denoise share: their labels are numbers."""
+
+    sublabels: Number = 1
+    """Relax intervals of so many labels each, so many times fewer numbers: the same answer where costs are convex
+    within an interval, a worse one elsewhere. Not with --limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StereoOptions(Ordered):
     """Disparities of a rectified pair."""
 
     name: ClassVar[str] = "stereo"
@@ -97,7 +106,7 @@ class StereoOptions(Lifting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoiseOptions(Lifting):
+class DenoiseOptions(Ordered):
     """An image without its noise."""
 
     name: ClassVar[str] = "denoise"

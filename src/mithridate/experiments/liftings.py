@@ -33,18 +33,23 @@ class Solving:
     iterations: int = 1500
     dtype: str = "float32"
     device: str = "cpu"
+    sublabels: int = 1
+    """Labels per interval of the relaxation; more than 1 for ordered labels only."""
 
     def __post_init__(self) -> None:
         if not self.tolerance > 0:
             raise ValueError(f"the tolerance is {self.tolerance:g}; give more than 0, as 1e-3")
         if self.iterations < 1:
             raise ValueError(f"{self.iterations} iterations; give 1 or more")
+        if self.sublabels < 1:
+            raise ValueError(f"{self.sublabels} sublabels; give 1 for a relaxation with every label, or more")
 
     def lift(self, problem: Problem, on: Discretisation | Graph) -> Lifted:
         """Solves a problem so."""
         return lift(
             problem,
             on,
+            sublabels=self.sublabels,
             tolerance=self.tolerance,
             iterations=self.iterations,
             dtype=TYPES[self.dtype],

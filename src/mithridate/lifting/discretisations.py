@@ -157,6 +157,7 @@ def lift(
     problem: Problem,
     discretisation: Discretisation | Graph,
     *,
+    sublabels: int = 1,
     tolerance: float = 1e-3,
     iterations: int = 1500,
     dtype: torch.dtype = torch.float32,
@@ -167,6 +168,7 @@ def lift(
     Args:
         problem: What is solved.
         discretisation: On what; a graph that was made before serves several problems.
+        sublabels: Labels per interval of the relaxation (`solve`); the labels that are found are the problem's own.
         tolerance: Of the relative duality gap, at which the solver stops.
         iterations: At most.
         dtype: Of the solver.
@@ -194,6 +196,7 @@ def lift(
         costs,
         problem.regulariser,
         values=values,
+        sublabels=sublabels,
         tolerance=tolerance,
         iterations=iterations,
         dtype=dtype,

@@ -46,11 +46,11 @@ class Relaxation(ABC):
         """Returns the feasible relaxed solution."""
 
 
-def _total(*parts: Tensor) -> float:
+def total(*parts: Tensor) -> float:
     return float(sum(part.sum(dtype=torch.float64) for part in parts))
 
 
-def _primal_steps(degree: Tensor, ratio: float, extra: float = 0.0) -> Tensor:
+def primal_steps(degree: Tensor, ratio: float, extra: float = 0.0) -> Tensor:
     """[K, 1] step of each cell; a cell without neighbours gets the largest finite one."""
     sums = degree * (1 + extra)
     least = sums[sums > 0].min() if bool((sums > 0).any()) else sums.new_ones(())
@@ -67,7 +67,7 @@ class PottsRelaxation(Relaxation):
     def __init__(self, along: Differences, costs: Tensor, weight: float, ratio: float) -> None:
         self.along, self.costs, self.bound = along, costs, weight / 2
         self.dual_step = ratio / 2
-        self.primal_step = _primal_steps(along.degree, ratio)
+        self.primal_step = primal_steps(along.degree, ratio)
         self.v = torch.full_like(costs, 1 / costs.shape[1])
         self.ahead = self.v.clone()
         self.p = along.zeros(costs.shape[1])
@@ -85,7 +85,7 @@ class PottsRelaxation(Relaxation):
         v = self.relaxed()
         edges = [part.abs().mul(length) for part, length in zip(self.along.each(v), self.along.lengths, strict=True)]
         below = self.along.back(self.p, torch.empty_like(v)).add_(self.costs).amin(1)
-        return Bounds(_total(v * self.costs) + self.bound * _total(*edges), _total(below))
+        return Bounds(total(v * self.costs) + self.bound * total(*edges), total(below))
 
     def labels(self) -> Tensor:
         return self.v.argmax(1)
@@ -112,7 +112,7 @@ class OrderedRelaxation(Relaxation):
         self.slopes = costs.diff(dim=1)
         self.bound = (weight * values.diff()).to(costs)
         self.dual_step = ratio / 2
-        self.primal_step = _primal_steps(along.degree, ratio, 2 * self.order)
+        self.primal_step = primal_steps(along.degree, ratio, 2 * self.order)
         self.scale = self.order * along.degree[:, None]
         self.v = torch.full_like(self.slopes, 0.5)
         self.ahead = self.v.clone()
@@ -141,8 +141,8 @@ class OrderedRelaxation(Relaxation):
         sums = self.along.back(self.p, torch.empty_like(v)).add_(self.slopes).cumsum(1)
         below = sums.amin(1).clamp_max(0)  # the best falling v is 1 up to some layer and 0 beyond
         return Bounds(
-            _total(self.first, v * self.slopes) + _total(*edges),
-            _total(self.first, below),
+            total(self.first, v * self.slopes) + total(*edges),
+            total(self.first, below),
         )
 
     def labels(self) -> Tensor:
@@ -170,7 +170,7 @@ class TruncatedRelaxation(Relaxation):
         self.along, self.costs, self.bound = along, costs, limit / 2
         self.slack = (weight * values.diff()).to(costs)
         self.ratio, self.dual_step = ratio, ratio / 4
-        self.primal_step = _primal_steps(along.degree, ratio)
+        self.primal_step = primal_steps(along.degree, ratio)
         self.v = torch.full_like(costs, 1 / costs.shape[1])
         self.ahead = self.v.clone()
         self.p = along.zeros(costs.shape[1])
@@ -199,7 +199,7 @@ class TruncatedRelaxation(Relaxation):
             edges.append((flow.abs() * self.slack * length).sum(-1, dtype=torch.float64))
             edges.append(self.bound * (_left(part, flow).abs_() * length).sum(-1, dtype=torch.float64))
         below = self.along.back([self._feasible(p) for p in self.p], torch.empty_like(v)).add_(self.costs).amin(1)
-        return Bounds(_total(v * self.costs, *edges), _total(below))
+        return Bounds(total(v * self.costs, *edges), total(below))
 
     def _feasible(self, p: Tensor) -> Tensor:
         """The largest field below this one whose differences along the labels are within the weight."""

@@ -19,6 +19,7 @@ from mithridate.lifting.relaxations import (
     Relaxation,
     TruncatedRelaxation,
 )
+from mithridate.lifting.sublabels import SublabelRelaxation
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,8 @@ class Solution:
     labels: Tensor
     """[K] int64: the rounded solution of lowest energy that was seen."""
     relaxed: Tensor
-    """[K, L] shares of labels; for total variation [K, L - 1], how much the label is above each but the last."""
+    """[K, L] shares of labels; for total variation [K, L - 1], how much the label is above each but the last (with
+    sublabels: how much of each interval is below it)."""
     primal: float
     """Lowest energy of a feasible point: not below the optimum of the relaxation. The rounded ones count."""
     dual: float
@@ -47,6 +49,7 @@ def solve(
     regulariser: Regulariser,
     *,
     values: Tensor | None = None,
+    sublabels: int = 1,
     tolerance: float = 1e-3,
     iterations: int = 1500,
     check: int = 25,
@@ -61,6 +64,8 @@ def solve(
         costs: [K, L] mean data costs of the pixels of a cell.
         regulariser: Cost of boundaries.
         values: [L] what labels stand for, increasing; 0, 1, ... unless given.
+        sublabels: Labels per interval of the relaxation, for total variation: it gets as many times smaller, and its
+            bound lower the less convex the costs are within an interval.
         tolerance: Relative duality gap at which the solver stops.
         iterations: At most.
         check: Iterations between two looks at the gap.
@@ -69,7 +74,8 @@ def solve(
         device: Where it runs.
 
     Raises:
-        ValueError: Shapes that do not fit, costs that are not finite, or no iterations.
+        ValueError: Shapes that do not fit, costs that are not finite, no iterations, or sublabels of labels that are
+            not ordered or fewer.
 
     >>> from mithridate.lifting.graph import pixel_grid
     >>> found = solve(pixel_grid(1, 2), torch.tensor([[0.0, 1.0], [0.3, 0.0]]), Potts(weight=0.5))
@@ -79,8 +85,9 @@ def solve(
     _check(graph, costs, tolerance, iterations, check)
     start = time.perf_counter()
     place = check_values(values, costs.shape[1])
+    _check_sublabels(sublabels, regulariser, costs.shape[1])
     sums = graph.areas.to(device)[:, None] * costs.detach().to(device=device, dtype=torch.float64)
-    state = _state(graph, sums.to(dtype), regulariser, place, ratio, device)
+    state = _state(graph, sums.to(dtype), regulariser, place, sublabels, ratio, device)
     primal, dual, best = float("inf"), -float("inf"), None
     history: list[tuple[int, float, float]] = []
     done = 0
@@ -121,11 +128,19 @@ def _check(graph: Graph, costs: Tensor, tolerance: float, iterations: int, check
         raise ValueError(f"tolerance is {tolerance:g}; it is a relative gap, 0 or more")
 
 
+def _check_sublabels(sublabels: int, regulariser: Regulariser, labels: int) -> None:
+    if not 1 <= sublabels <= labels - 1:
+        raise ValueError(f"{sublabels} sublabels per interval for {labels} labels; give 1 to {labels - 1}")
+    if sublabels > 1 and not isinstance(regulariser, TotalVariation):
+        raise ValueError(f"sublabels lie between ordered labels under total-variation; {name_of(regulariser)} has none")
+
+
 def _state(
     graph: Graph,
     sums: Tensor,
     regulariser: Regulariser,
     values: Tensor,
+    sublabels: int,
     ratio: float | None,
     device: torch.device | str,
 ) -> Relaxation:
@@ -135,7 +150,10 @@ def _state(
         case Potts():
             return PottsRelaxation(along, sums, regulariser.weight, ratio or _ratio(regulariser.weight))
         case TotalVariation():
-            step = regulariser.weight * float(values.diff().mean())
+            step = sublabels * regulariser.weight * float(values.diff().mean())
+            if sublabels > 1:
+                places = values.to(sums.device)
+                return SublabelRelaxation(along, sums, regulariser.weight, places, sublabels, ratio or _ratio(step))
             return OrderedRelaxation(along, sums, regulariser.weight, values.to(sums.device), ratio or _ratio(step))
         case TruncatedVariation():
             return TruncatedRelaxation(

@@ -43,7 +43,13 @@ def lift(options: LiftOptions, command: str) -> int:
     if told.out.is_file():
         raise ValueError(f"{told.out} is a file; give a folder for the results (--out)")
     task = _task(told)
-    solving = Solving(tolerance=told.tolerance, iterations=told.iterations, dtype=told.dtype, device=told.device)
+    solving = Solving(
+        tolerance=told.tolerance,
+        iterations=told.iterations,
+        dtype=told.dtype,
+        device=told.device,
+        sublabels=getattr(told, "sublabels", 1),  # the labels of segment have no order
+    )
     task.problems()  # mistakes are found before anything runs
     if isinstance(task, Stereo):
         task.known()
