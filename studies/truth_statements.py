@@ -90,7 +90,7 @@ def _about_norms(rows: Sequence[MeasurementRow]) -> Iterator[Statement]:
             f"test accuracy {100 * better.difference.value:+.2f} points at {best:g} times the norm "
             f"({_ends(better.difference)}; {better.difference.n} images, mean of {len(own[0].trials)} seeds; "
             f"one-sided p = {better.p:.2g})",
-            "agrees" if better.p < 0.05 else "disagrees" if worse.p < 0.05 else "undecided",
+            "agrees" if better.p < 0.025 else "disagrees" if worse.p < 0.025 else "undecided",
         )
 
 

@@ -110,7 +110,9 @@ def attack_line(
 ) -> Iterator[Line]:
     """A statement that an attack works, or how often."""
     if row is not None:
-        verdict = works(row) if rate is None else holds(row.success, rate)
+        verdict = works(row)
+        if rate is not None and (verdict == "agrees" or holds(row.success, rate) == "differs"):
+            verdict = holds(row.success, rate)  # a rate that chance has, too, confirms nothing
         yield Line(paper, published, setting, f"{row.success}{control_of(row)}", verdict, why, study)
 
 
