@@ -79,8 +79,8 @@ def poisoning_benchmark() -> Iterator[Line]:
             f"{FEATURES}, the same budget",
             "studies.poisoning_benchmark:small",
             find("poisoning-benchmark-small", attack),
-            "features of the other half of CIFAR-10 instead of a ResNet-18 of CIFAR-100: so weak that noise moves a third of "
-            "the 12 targets",
+            "features of the other half of CIFAR-10 instead of a ResNet-18 of CIFAR-100: so weak that noise moves a "
+            "third of the 12 targets",
             rate=published,
         )
 
