@@ -13,10 +13,12 @@ import mithridate as mi
 from mithridate.core.schema import from_json, to_json
 from mithridate.experiments.statistics import Mean, Rate
 from mithridate.experiments.study import load_results
+from mithridate.lifting.discretisations import Pixels
 from studies import (
     cross_effects,
     defence_guide,
     graph_discretizations,
+    sublabels,
     tables,
     truth_statements,
     verdicts,
@@ -148,6 +150,13 @@ def test_superpixels_are_compared_with_the_pixels_of_their_own_scene() -> None:
         assert row.energy == pytest.approx(row.found["energy"] / base["energy"] - 1)
         assert (row.times == row.memory == 1) == (row.on == "pixels") or row.on != "pixels"
     assert len(list(graph_discretizations.written(rows))) == len(rows) + 2
+
+
+def test_labels_between_the_ends_of_intervals_are_worth_their_numbers() -> None:
+    (found,) = sublabels.worth("small", sublabels.noisy(24), Pixels(), (16,))
+    assert found.intervals == 2
+    assert abs(found.between) < 0.01
+    assert found.coarse > 0.5
 
 
 def test_statements_about_truth_are_read_from_what_is_stored() -> None:
