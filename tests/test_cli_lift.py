@@ -72,6 +72,12 @@ def test_stereo_is_compared_with_the_truth(run: Run, pair: tuple[Path, Path, Pat
     assert found["judged"]["visible"]["bad1"] < 0.05
     assert found["judged"]["visible"]["pixels"] < found["judged"]["all"]["pixels"] == 28 * 40
     assert found["judged"]["all"]["bad2"] <= found["judged"]["all"]["bad1"]
+    few = run(
+        "lift", "stereo", left, right, "--disparities", "9", "--superpixels", "none", "--sublabels", "2", "--json"
+    )
+    (coarser,) = json.loads(few.out)
+    assert coarser["dual"] <= found["primal"]
+    assert found["energy"] * (1 - 2e-3) <= coarser["energy"] < 1.2 * found["energy"]
 
 
 def test_noise_is_removed_from_an_image_in_colour(run: Run, tmp_path: Path, picture: Path) -> None:  # noqa: F811
@@ -177,6 +183,15 @@ MISTAKES = {
         ["stereo", "left.png", "right.png", "--disparities", "9", "--truth", "a.png"],
         "a.png: not an image of disparities",
     ),
+    "sublabels under a limit": (
+        ["stereo", "left.png", "right.png", "--disparities", "9", "--limit", "1", "--sublabels", "2"],
+        "sublabels lie between ordered labels under total-variation; truncated-variation has none",
+    ),
+    "more sublabels than labels": (
+        ["stereo", "left.png", "right.png", "--disparities", "9", "--sublabels", "9"],
+        "9 sublabels per interval for 9 labels; give 1 to 8",
+    ),
+    "no sublabels": (["denoise", "a.png", "--sublabels", "0"], "0 sublabels; give 1"),
     "a limit below zero": (
         ["stereo", "left.png", "right.png", "--disparities", "9", "--limit", "-1"],
         "limit",

@@ -116,6 +116,22 @@ def test_chance_is_counted_in_batches_whatever_hangs_together_in_them():
         assert np.mean(np.array(found) <= 0.05) < 0.06
 
 
+def test_a_mean_image_that_picks_out_some_has_to_be_beaten():
+    def with_hits(attack: int, mean: int) -> LeakRow:
+        pairs = []
+        for seed, settings in enumerate(made.trial(seed=seed) for seed in range(10)):
+            ranks, others = [1 if seed < attack else 500], [1 if seed < mean else 500]
+            pairs.append((settings, made.result(settings, [12.0], ranks, [15.0], others)))
+        return only(pairs)
+
+    weak, strong = with_hits(3, 2), with_hits(10, 2)
+    assert weak.gain.identified.p == 0.5  # one pair that differs; guessing alone would give 1e-7
+    assert words.standing(weak) == "open"
+    assert "mean image 2 of 10; against it p = 0.5" in words.verdict(weak, [weak])
+    assert strong.gain.identified.p == 1 / 256
+    assert words.standing(strong) == "shown"
+
+
 def test_an_attack_below_the_mean_image_is_not_shown():
     row = only(cell(CONTROL, rank=[500] * 7, control=PSNR))
     assert row.gain.psnr.difference.value < 0
