@@ -194,9 +194,10 @@ def verdict(row: LeakRow, rows: Sequence[LeakRow]) -> str:
     gain, hits = row.gain, row.found.identified
     trials = f" in {row.trials} batches" if hits.n != row.trials else ""
     other = row.control.identified
+    rival = f"against {'it' if other.share else 'chance'} {p_texts(gain.identified.p, gain.identified_holm)}"
     told = (
         f"{counted(hits)} images picked out among {row.candidates:,}{trials} ({span(hits)} %; mean image "
-        f"{counted(other)}; against {'it' if other.share else 'chance'} {p_texts(gain.identified.p, gain.identified_holm)})"
+        f"{counted(other)}; {rival})"
     )
     near = (
         f"PSNR {decibels(row.found.psnr)}, {signed(gain.psnr.difference.value)} against the mean image "
