@@ -29,6 +29,15 @@ def test_doses_double_up_to_the_attacks_own(run: Run, tmp_path: Path) -> None:  
     assert "badnets (patch of 10 % of the image), no defence: " in again.out
 
 
+def test_as_many_cases_as_the_doses_ask_for(run: Run) -> None:  # noqa: F811
+    """Nine poisons show a backdoor in an audit of seven settings, but not among twenty."""
+    said = run("dose", "--attacks", "badnets", "--plan")
+    assert said.code == 0, said.err
+    assert said.out.startswith("290 trials"), said.out
+    assert "can show nothing" not in said.out + said.err
+    assert run("dose", "--attacks", "badnets", "--trials", "9", "--plan").out.startswith("261 trials")
+
+
 def test_doses_of_ones_own(run: Run, tmp_path: Path) -> None:  # noqa: F811
     said = run("dose", *BADNETS, "--budget", "0.01", "0.02", "0.05", "--out", "mine")
     assert said.code == 0, said.err

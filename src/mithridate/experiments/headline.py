@@ -9,6 +9,7 @@ from mithridate.experiments import words
 from mithridate.experiments.statistics import percent
 
 if TYPE_CHECKING:
+    from mithridate.experiments.doses import DoseResponse
     from mithridate.experiments.table import Row
 
 STANDINGS = {
@@ -50,31 +51,39 @@ def title(rows: Sequence[Row]) -> str:
     return " on ".join(", ".join(name) for name in names) if rows else "no finished trials"
 
 
-def headline(attacks: Sequence[Row]) -> str:
-    """How many attack settings are shown to work.
+MOST_DOSES = 3
+"""Dose-responses that a headline tells; the page tells all."""
+
+
+def headline(attacks: Sequence[Row], doses: Sequence[DoseResponse] = ()) -> str:
+    """How much poison it takes, where that was measured, and how many attack settings are shown to work.
 
     >>> headline([])
     'No attack has finished, so nothing is shown.'
     """
     if not attacks:
         return "No attack has finished, so nothing is shown."
+    taken = [found.sentences()[0] for found in doses if found.series[0].defense == "none"]
     shown, weak = (sum(words.standing(row) == word for row in attacks) for word in ("shown", "weak"))
     settings = "attack setting" if len(attacks) == 1 else "attack settings"
     verb = "is" if shown == 1 or len(attacks) == 1 else "are"
     more = f"; {weak} to beat no attack, where random noise was not run" if weak else ""
     moved = sum(words.standing(row) == "margins" for row in attacks)
     margins = f" In {moved} of the others margins are shown to move." if moved else ""
-    return f"{shown} of {len(attacks)} {settings} {verb} shown to beat the control{more}.{margins}"
+    counts = f"{shown} of {len(attacks)} {settings} {verb} shown to beat the control{more}.{margins}"
+    return " ".join([*taken[:MOST_DOSES], counts])
 
 
 def briefs(rows: Sequence[Row]) -> list[Brief]:
-    """One brief per attack, place and dose, in the order of the rows."""
+    """One brief per attack, place and dose: what is shown first, otherwise in the order of the rows."""
     groups: dict[tuple[int, str], list[Row]] = {}
     for number, scene in enumerate(words.scenes(rows)):
         for row in scene.rows:
             if not row.control:
                 groups.setdefault((number, row.attack), []).append(row)
-    return [_brief(found, rows) for found in groups.values()]
+    return sorted(
+        (_brief(found, rows) for found in groups.values()), key=lambda one: list(STANDINGS).index(one.standing)
+    )
 
 
 def _brief(found: Sequence[Row], rows: Sequence[Row]) -> Brief:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from mithridate.core.balls import Ball, Linf, Sum
 from mithridate.core.schema import name_of
 from mithridate.core.sources import DataSource
+from mithridate.experiments.power import fewest_pairs
 from mithridate.experiments.scenarios import Scenario
 from mithridate.experiments.trial import Trial
 from mithridate.poisoning.attack import Attack
@@ -101,6 +102,21 @@ def stepped(panel: Panel, of: Literal["budget", "eps"] = "budget", levels: int =
             "or name an eps it may use (--eps)"
         )
     return dosed([panel], eps=[eps * share for share in shares])
+
+
+def sufficient(panels: Sequence[Panel], data: DataSource) -> list[Panel]:
+    """Returns the panels with enough cases that a perfect success is shown beside all that is compared with it.
+
+    An attack on accuracy keeps its one poison: what differs there are models.
+
+    >>> from mithridate.core.sources import Digits
+    >>> from mithridate.experiments.presets import digits_audit
+    >>> [panel.trials for panel in sufficient(stepped(digits_audit()[0]), Digits())]
+    [10, 10, 10, 10, 10]
+    """
+    trials = plan_audit([replace(panel, trials=1) for panel in panels], data)
+    fewest = fewest_pairs(sum(not isinstance(trial.attack, (NoAttack, RandomNoise)) for trial in trials))
+    return [panel if panel.threat.goal.wrong else replace(panel, trials=max(panel.trials, fewest)) for panel in panels]
 
 
 def _eps(ball: Ball) -> float | None:

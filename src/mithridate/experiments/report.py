@@ -80,7 +80,7 @@ def _stranger(pair: Pair) -> str | None:
 def render(collected: Collected, folder: Path) -> str:
     """The page as text."""
     rows = collected.table.rows
-    attacks = [row for row in rows if not row.control]
+    attacks, doses = [row for row in rows if not row.control], collected.table.doses()
     thumbnails, named = Thumbnails(folder), anchors(rows)
     return (
         pages.environment()
@@ -88,7 +88,7 @@ def render(collected: Collected, folder: Path) -> str:
         .render(
             amplified=pictures.AMPLIFIED,
             title=headline.title(rows),
-            headline=headline.headline(attacks),
+            headline=headline.headline(attacks, doses),
             briefs=headline.briefs(rows) if len(attacks) > SPELT_OUT else [],
             standings=headline.STANDINGS,
             verdicts=[(words.standing(row), words.verdict(row, rows)) for row in attacks],
@@ -103,7 +103,7 @@ def render(collected: Collected, folder: Path) -> str:
             certified_pictures=certified.pictures(curves, "certified"),
             guarantees=certified.guarantees(rows),
             epochs=epochs.pictures(rows, "epochs"),
-            doses=dose_pictures.pictures(collected.table.doses(), "doses"),
+            doses=dose_pictures.pictures(doses, "doses"),
             exhibits=exhibits(attacks, folder),
             drills=drilldown(rows, thumbnails),
             thumbnails=thumbnails.symbols(),

@@ -111,6 +111,14 @@ def access(row: Row, rows: Iterable[Row]) -> str:
     return row.access if len(met) > 1 or row.access != USUAL_ACCESS[row.scenario] else ""
 
 
+def dose(row: Row, rows: Iterable[Row]) -> str:
+    """The dose of a row where the same attack was run at others as well."""
+    same = [other.budget for other in rows if other.attack == row.attack]
+    share = f"{100 * row.budget.share:.3g} % poison" if len({other.share for other in same}) > 1 else ""
+    bound = row.budget.bound if len({other.bound for other in same}) > 1 else ""
+    return ", ".join(filter(None, (share, bound)))
+
+
 @dataclass(frozen=True)
 class Scene:
     """Rows that share place, threat model and the attacker's access, with their controls: one table."""
@@ -258,12 +266,12 @@ def defense_lines(rows: Sequence[Row]) -> list[str]:
 
 def _defense_parts(found: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     attacks = [row for row in found if not row.control]
-    parts = [effect(row, access(row, rows)) for row in attacks]
+    parts = [effect(row, access(row, rows), dose(row, rows)) for row in attacks]
     known = {row.cell.static for row in attacks if row.adaptive}
     unmet = dict.fromkeys(row.attack for row in attacks if not row.adaptive and row.cell.static not in known)
     if unmet:
         parts.append("only the static attacker was run" + (f" for {', '.join(unmet)}" if known else ""))
-    parts += [caught(row) for row in found if row.detection and row.detection.recall and not row.control]
+    parts += [caught(row, dose(row, rows)) for row in attacks if row.detection and row.detection.recall]
     clean = next((row.detection for row in found if row.detection and row.attack == "no-attack"), None)
     if clean is not None:
         parts.append(f"drops {share_text(clean.false_alarms)} of clean data")
@@ -285,9 +293,10 @@ def share_text(share: Mean) -> str:
     return f"{100 * share.value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def caught(row: Row) -> str:
+def caught(row: Row, dose: str = "") -> str:
     """What a filter found of an attack's poisons, and how much else it dropped."""
-    found, poisons = row.detection, f"{'adaptive ' * row.adaptive}{row.attack} poisons"
+    at = f" at {dose}" if dose else ""
+    found, poisons = row.detection, f"{'adaptive ' * row.adaptive}{row.attack} poisons{at}"
     if found is None or found.recall is None:
         return f"drops no rows under {row.attack}"
     text = f"finds {percent(found.recall.share)} % of the {poisons} ({span(found.recall)}) among {found.removed:,.0f}"
@@ -295,10 +304,10 @@ def caught(row: Row) -> str:
     return f"{text} rows removed{precise}"
 
 
-def effect(row: Row, access: str = "") -> str:
+def effect(row: Row, access: str = "", dose: str = "") -> str:
     """Whether a defence helps against one attack: its success with and without, paired."""
     means = ", ".join(filter(None, (access, "adapting" if row.adaptive else "")))
-    name = f"{row.attack} ({means})" if means else row.attack
+    name = f"{row.attack}{f' at {dose}' if dose else ''}{f' ({means})' if means else ''}"
     bare = row.versus.get("undefended")
     if bare is None:
         return f"{name} was not run without it" + (f" ({percent(row.success.share)} % with)" if row.success.n else "")

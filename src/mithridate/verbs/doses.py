@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mithridate.core.schema import name_of
 from mithridate.core.sources import DataSource
 from mithridate.experiments.doses import FEWEST
-from mithridate.experiments.panels import Panel, stepped
+from mithridate.experiments.panels import Panel, stepped, sufficient
 from mithridate.verbs.pipelines import audit_panels, run_panels
 from mithridate.verbs.terminal import say
 
@@ -26,6 +26,8 @@ def dose(options: DoseOptions, command: str) -> int:
         panels = _ladders(panels, options, data)
     elif all(len(given or ()) < FEWEST for given in (options.eps, options.budget)):
         raise ValueError(f"two doses make no curve; give {FEWEST} or more, or one, from which the others are made")
+    if options.trials is None:  # each dose is one more comparison: the audit's own numbers may be too small
+        panels = sufficient(panels, data)
     return run_panels(panels, data, options, options.out or FOLDER, command)
 
 
