@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 DEVICE ?= cpu
 
-.PHONY: help setup check test effect docs bench bench-all bench-gpu
+.PHONY: help setup check test effect docs pictures bench bench-all bench-gpu
 
 help:
 	@echo "setup      install the package, the tools and the documentation tools, at the tested versions"
@@ -13,6 +13,7 @@ help:
 	@echo "test       units, contracts and doctests"
 	@echo "effect     one test per method: it does what its paper claims, against a control"
 	@echo "docs       build docs/_build/html; a warning is an error"
+	@echo "pictures   run what the pages show and photograph it into docs/images: 10 minutes; needs Chromium"
 	@echo "bench      one table of speed beside hand-written loops, on the CPU: about 20 minutes"
 	@echo "bench-all  memory, start-up and the coverage of intervals as well"
 	@echo "bench-gpu  the table on a CUDA device; its small form on the CPU where there is none"
@@ -38,6 +39,9 @@ effect:
 
 docs:
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+pictures:
+	$(BIN)/python docs/pictures.py
 
 bench:
 	$(BIN)/python -m benchmarks --device $(DEVICE)

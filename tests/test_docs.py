@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
@@ -87,6 +88,17 @@ def test_public_names_on_a_page_exist(page: Path) -> None:
 def test_links_between_files_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_picture_is_made_by_the_script_and_shown() -> None:
+    specification = spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
+    assert specification is not None
+    assert specification.loader is not None
+    specification.loader.exec_module(script := module_from_spec(specification))
+    made = {f"{name}.png" for name in (*script.SHOTS, script.SEGMENTED)}
+    assert {path.name for path in (ROOT / "docs" / "images").iterdir()} == made
+    shown = {name for page in PAGES for name in re.findall(r"images/([\w-]+\.png)\)", page.read_text())}
+    assert shown == made
 
 
 def test_the_architecture_names_every_module() -> None:

@@ -76,8 +76,8 @@ def write_side_by_side(path: Path, task: Task, outcomes: Sequence[Outcome]) -> N
             panels.append(("truth (black: unknown)", colour_map(truth.numpy(), task.disparities - 1)))
     base = next((outcome for outcome in outcomes if outcome.name == "pixels"), None)
     panels += [(_title(outcome, base), painted(task, outcome)) for outcome in outcomes]
-    columns = min(COLUMNS, len(panels))
-    rows = math.ceil(len(panels) / columns)
+    rows = math.ceil(len(panels) / COLUMNS)
+    columns = math.ceil(len(panels) / rows)  # four are two and two
     height, width = panels[0][1].shape[:2]
     tall = PANEL * height / width + HEADING
     figure = Figure(figsize=(PANEL * columns, tall * rows), layout="constrained")

@@ -94,6 +94,7 @@ def render(collected: Collected, folder: Path) -> str:
             verdicts=[(words.standing(row), words.verdict(row, rows)) for row in attacks],
             defenses=collected.table.defenses(),
             maps=heatmaps(rows),
+            shares_of=words.all_subjects(attacks),
             grids=transfer_grids(rows),
             scenes=[(scene, _columns(scene.rows)) for scene in words.scenes(rows)],
             forest=pictures.forest(rows, "forest"),

@@ -183,6 +183,23 @@ def subject(row: Row) -> str:
     return {"backdoor": "triggered images", "availability": "test images wrong"}.get(row.goal, "targets")
 
 
+_SUBJECTS = {"backdoor": "triggered images", "availability": "all test images"}
+_GOALS = {"backdoor": "for a backdoor", "availability": "for availability"}
+
+
+def all_subjects(rows: Sequence[Row]) -> str:
+    """What the outcomes of several rows are of.
+
+    >>> all_subjects([])
+    'targets'
+    """
+    goals = {row.goal for row in rows}
+    if len(goals) == 1 and (goal := goals.pop()) in _SUBJECTS:
+        return _SUBJECTS[goal]
+    others = "; ".join(f"{_GOALS[goal]}, of {_SUBJECTS[goal]}" for goal in _SUBJECTS if goal in goals)
+    return f"targets ({others})" if others else "targets"
+
+
 def subjects(row: Row) -> str:
     """What the independent cases of a row are."""
     return "targets" if row.goal == "misclassify" else "poisons"
