@@ -36,6 +36,11 @@ def art_classifier(
     Raises:
         MissingExtra: ART cannot be imported.
         ValueError: The module does not map such images to K logits.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    >>> judge = art_classifier(model, (1, 2, 2), 3)
+    >>> judge.predict(np.zeros((5, 1, 2, 2), dtype=np.float32)).shape
+    (5, 3)
     """
     art = extra("art.estimators.classification", "judges", "art_classifier")
     _check(model, shape, classes)
@@ -55,6 +60,10 @@ def foolbox_model(model: nn.Module) -> Any:
 
     Raises:
         MissingExtra: foolbox cannot be imported.
+
+    >>> judge = foolbox_model(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
+    >>> judge(torch.zeros(5, 1, 2, 2)).shape
+    torch.Size([5, 3])
     """
     foolbox = extra("foolbox", "judges", "foolbox_model")
     return foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=_device(model))
@@ -153,6 +162,11 @@ def to_hugging_face(data: ImageData) -> Any:
     Raises:
         MissingExtra: `datasets` cannot be imported.
         ValueError: Images of another number of channels than 1 and 3.
+
+    >>> from mithridate import Digits
+    >>> train, _ = Digits(train=100).load()
+    >>> to_hugging_face(train).column_names
+    ['image', 'label']
     """
     datasets = extra("datasets", "hub", "to_hugging_face")
     if data.shape[0] not in (1, 3):
@@ -181,6 +195,11 @@ def from_hugging_face(
 
     Raises:
         ValueError: No such column, labels that are no classes, damaged images, differing sizes without `size`.
+
+    >>> from mithridate import Digits
+    >>> train, _ = Digits(train=100).load()
+    >>> len(from_hugging_face(to_hugging_face(train)))
+    100
     """
     listing = list_dataset(dataset, type(dataset).__name__, image, label)
     return listing.load(np.arange(len(listing.labels)), size)

@@ -31,6 +31,11 @@ class Ball(Choice, ABC):
     The search moves *parameters* [P, ...] of the shape that ``start`` returns. They are the pixels themselves, unless a
     ball has ``images``, ``params_of`` and ``rounded`` of its own. Balls can be added: ``Linf(eps=8 / 255) + Patch()``
     allows one change from each.
+
+    >>> inside = Linf(eps=8 / 255) + Patch(area=0.25)
+    >>> base = torch.zeros(1, 1, 4, 4)
+    >>> inside.contains(base, base + 8 / 255).tolist(), inside.contains(base, base + 0.5).tolist()
+    ([True], [False])
     """
 
     home: ClassVar[str] = "mithridate.core.moved"  # which imports this module and recolor: all members
@@ -172,7 +177,11 @@ class L2(Ball):
 
 @dataclass(frozen=True, kw_only=True)
 class AnyImage(Ball):
-    """Any image at all: the change is bounded by nothing but the attack's own penalty."""
+    """Any image at all: the change is bounded by nothing but the attack's own penalty.
+
+    >>> AnyImage().contains(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)).tolist()
+    [True]
+    """
 
     def start(self, base: Tensor, rng: torch.Generator) -> Tensor:
         return base.clone()

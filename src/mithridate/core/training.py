@@ -30,7 +30,14 @@ from mithridate.core.transforms import Flip, Shift
 
 
 class Prediction(NamedTuple):
-    """What M predictors say of B images."""
+    """What M predictors say of B images.
+
+    >>> from mithridate import Digits
+    >>> train, test = Digits(train=100).load()
+    >>> said = Recipe(model="mlp", epochs=1).fit([train], seeds=[0]).predictor(test.floats(test.ids[:5]))
+    >>> said.scores.shape, bool(said.abstained.any()), said.radius
+    (torch.Size([1, 5, 10]), False, None)
+    """
 
     scores: Tensor
     """[M, B, K]: logits, votes or probabilities; the largest wins."""
@@ -48,7 +55,14 @@ Watch = Callable[[int, int, Predictor], None]
 
 
 class Fitted(NamedTuple):
-    """What training returns; M is the number of (data set, seed) pairs."""
+    """What training returns; M is the number of (data set, seed) pairs.
+
+    >>> from mithridate import Digits
+    >>> train, test = Digits(train=100).load()
+    >>> fitted = Recipe(model="mlp", epochs=2).fit([train, train], seeds=[0, 1])
+    >>> len(fitted.models), len(fitted.history["loss"][0]), fitted.kept
+    (2, 2, [None, None])
+    """
 
     models: Ensemble
     """Trained modules in eval mode (a vote holds M x parts of them)."""
@@ -63,7 +77,14 @@ class Fitted(NamedTuple):
 
 
 class Learner(Choice, ABC):
-    """Anything that trains one model per (data set, seed)."""
+    """Anything that trains one model per (data set, seed).
+
+    >>> from mithridate import Digits
+    >>> train, _ = Digits(train=100).load()
+    >>> learner = Recipe(model="mlp", epochs=1)
+    >>> isinstance(learner, Learner), len(learner.fit([train], seeds=[0]).models)
+    (True, 1)
+    """
 
     home: ClassVar[str] = "mithridate.core.learners"  # which imports this module
 

@@ -32,6 +32,14 @@ class Evasion(Choice, ABC):
 
     Adding a file with a subclass to `evasion/attacks/` adds the attack. The model is asked in eval mode; images that it
     gets wrong already count as fooled and stay as they are.
+
+    >>> from mithridate.evasion.attacks.pgd import PGD
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+    >>> images = torch.rand(3, 1, 2, 2)
+    >>> labels = model(images).argmax(1)
+    >>> moved = PGD(ball=Linf(eps=0.1)).perturb(model, images, labels, torch.Generator().manual_seed(0))
+    >>> bool(((moved.images - images).abs() <= 0.1 + 1e-6).all())
+    True
     """
 
     home: ClassVar[str] = "mithridate.evasion.attacks"

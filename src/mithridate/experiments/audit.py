@@ -107,6 +107,21 @@ def audit(
         ValueError: Something in settings or data that no trial could run with; found before any training.
         TypeError: Attack, goal, learner and defences do not fit together.
         StudyErrors: Some trials failed; the others are finished.
+
+    >>> import tempfile
+    >>> from mithridate import BadNets, Digits, Recipe
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = audit(
+    ...         Recipe(model="mlp", epochs=1),
+    ...         Digits(train=100),
+    ...         attacks=[BadNets()],
+    ...         defenses=[],
+    ...         trials=1,
+    ...         clean_victims=1,
+    ...         out=folder,
+    ...     )
+    >>> [row.attack for row in done.table.rows]
+    ['badnets', 'random-noise', 'no-attack']
     """
     panels = panels_of(
         recipe,
@@ -168,6 +183,22 @@ def dose(
     Raises:
         ValueError: Doses that are no ladder, or an attack that has no eps.
         StudyErrors: Some trials failed; the others are finished.
+
+    >>> import tempfile
+    >>> from mithridate import BadNets, Digits, Recipe
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = dose(
+    ...         Recipe(model="mlp", epochs=1),
+    ...         Digits(train=100),
+    ...         attacks=[BadNets()],
+    ...         budget=0.08,
+    ...         levels=3,
+    ...         trials=1,
+    ...         clean_victims=1,
+    ...         out=folder,
+    ...     )
+    >>> done.table.doses()[0].doses
+    (2.0, 4.0, 8.0)
     """
     panels = [
         panel.sized(trials, victims, clean_victims) for panel in panels_of(recipe, attacks=attacks, defenses=defenses)

@@ -27,7 +27,18 @@ from mithridate.poisoning.poison import Poison
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """Raw outcomes of a trial; rates and intervals are computed later, so a new statistic needs no new run."""
+    """Raw outcomes of a trial; rates and intervals are computed later, so a new statistic needs no new run.
+
+    >>> import tempfile
+    >>> from mithridate import Digits, NoAttack, Recipe, Store, ThreatModel, Trial, run
+    >>> control = Trial(
+    ...     data=Digits(train=100), threat=ThreatModel(), attack=NoAttack(), learner=Recipe(epochs=1)
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = run(control, Store(folder))
+    >>> len(result.outcome["accuracy"]), result.poison["count"]
+    (1, 0)
+    """
 
     trial: str
     """Id of the trial."""

@@ -106,6 +106,21 @@ def invert(
         ValueError: Something that no case could run with; found before any training.
         TypeError: Defences that do not fit the client or each other.
         StudyErrors: Some cases failed; the others are finished.
+
+    >>> import tempfile
+    >>> from mithridate import Digits
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = invert(
+    ...         Recipe(model="mlp", epochs=0),
+    ...         Digits(train=100),
+    ...         batches=[1],
+    ...         attacks=[InvertingGradients(steps=2)],
+    ...         defenses=[],
+    ...         cases=1,
+    ...         out=folder,
+    ...     )
+    >>> [row.attack for row in done.table.rows]
+    ['inverting-gradients']
     """
     trials = plan_invert(
         source_of(data, test),
@@ -257,6 +272,17 @@ def invert_leak(
 
     Raises:
         ValueError: A leak that does not hold what the attack needs, or a folder of other things.
+
+    >>> import tempfile
+    >>> import torch
+    >>> from torch import nn
+    >>> from mithridate.inversion.client import Client
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    >>> leak = Client().share(model, torch.rand(1, 1, 4, 4), torch.tensor([2]), seed=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found = invert_leak(leak, InvertingGradients(steps=2), out=folder)
+    >>> found.images.shape
+    torch.Size([1, 1, 4, 4])
     """
     folder = check_leak_folder(Path(out))
     work = engine(workers, device=leak.device.type)

@@ -52,6 +52,16 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
 
     Raises:
         ValueError: `folder` is not a results folder.
+
+    >>> import tempfile
+    >>> from mithridate import Digits, NoAttack, Recipe, ThreatModel, Trial, run_study
+    >>> control = Trial(
+    ...     data=Digits(train=100), threat=ThreatModel(), attack=NoAttack(), learner=Recipe(epochs=1)
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = run_study([control], folder, progress=False)
+    ...     write_report(folder).name
+    'report.html'
     """
     folder = Path(folder)
     path = folder / "report.html" if out is None else Path(out)

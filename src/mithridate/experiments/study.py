@@ -206,6 +206,17 @@ def load_results(folder: str | Path) -> list[Pair]:
 
     Raises:
         ValueError: No results folder, a damaged file, or another schema.
+
+    >>> import tempfile
+    >>> from mithridate import Digits, NoAttack, Recipe, ThreatModel
+    >>> control = Trial(
+    ...     data=Digits(train=100), threat=ThreatModel(), attack=NoAttack(), learner=Recipe(epochs=1)
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = run_study([control], folder, progress=False)
+    ...     ((trial, result),) = load_results(folder)
+    >>> trial["attack"]["type"], result["poison"]["count"]
+    ('no-attack', 0)
     """
     folder = Path(folder)
     if not (folder / "study.json").exists() and not (folder / "trials").is_dir():

@@ -146,6 +146,16 @@ def table(pairs: Iterable[Pair]) -> Table:
 
     Args:
         pairs: (trial.json, result.json) of each, read; trials without a result are left out by the caller.
+
+    >>> import tempfile
+    >>> from mithridate import Digits, NoAttack, Recipe, ThreatModel, Trial, run_study
+    >>> control = Trial(
+    ...     data=Digits(train=100), threat=ThreatModel(), attack=NoAttack(), learner=Recipe(epochs=1)
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     made = table(run_study([control], folder, progress=False))
+    >>> [(row.attack, row.defense, row.trials) for row in made.rows]
+    [('no-attack', 'none', 1)]
     """
     made = grid.cells(pairs)
     labels = Labels.of([cell.setting for cell in made])

@@ -60,6 +60,21 @@ def transfer_grid(
     Raises:
         ValueError: No victims, no such scenario, or data that no trial could run with; found before any training.
         StudyErrors: Some trials failed; the others are finished.
+
+    >>> import tempfile
+    >>> from mithridate import BadNets, Digits, Recipe
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = transfer_grid(
+    ...         BadNets(),
+    ...         [Recipe(model="mlp", epochs=1)],
+    ...         Digits(train=100),
+    ...         scenarios=["from-scratch"],
+    ...         trials=1,
+    ...         clean_victims=1,
+    ...         out=folder,
+    ...     )
+    >>> sorted({row.model for row in done.table.rows})
+    ['mlp']
     """
     place = scenario(scenarios[0], victims[0]) if victims and scenarios else None
     if place is None:

@@ -200,6 +200,19 @@ def run(trial: Trial, store: Store, device: str = "cpu", *, keep_models: bool = 
         ThreatModelViolation: The attack oversteps its threat model.
         TypeError: Attack, goal, learner and defences do not fit together.
         ValueError: The data do not have what the trial needs.
+
+    >>> import tempfile
+    >>> from mithridate import Digits, Recipe, ThreatModel
+    >>> control = Trial(
+    ...     data=Digits(train=100),
+    ...     threat=ThreatModel(),
+    ...     attack=NoAttack(),
+    ...     learner=Recipe(epochs=1),
+    ...     victims=2,
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     len(run(control, Store(folder)).outcome["accuracy"])
+    2
     """
     clock = Clock()
     with caught_warnings() as messages:

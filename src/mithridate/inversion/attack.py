@@ -38,6 +38,18 @@ class Inversion(Choice, ABC):
     """Reconstructs a client's images. Adding a file with a subclass to `inversion/attacks/` adds the attack.
 
     An attack never judges itself: what it returns is compared with the true images elsewhere.
+
+    >>> from torch import nn
+    >>> from mithridate.inversion.client import Client
+    >>> images = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    >>> class Grey(Inversion):
+    ...     def reconstruct(self, leak, seed):
+    ...         return Reconstruction(torch.full((leak.count, *leak.shape), 0.5), leak.labels, 0.0, {})
+    >>> leak = Client().share(
+    ...     nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), images, torch.tensor([2]), seed=0
+    ... )
+    >>> Grey().reconstruct(leak, seed=0).images.shape
+    torch.Size([1, 1, 4, 4])
     """
 
     home: ClassVar[str] = "mithridate.inversion.attacks"

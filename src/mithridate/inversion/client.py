@@ -99,7 +99,15 @@ class Client:
 
 
 class LeakDefense(Choice, ABC):
-    """Changes what a client shares. Adding a file with a subclass to `inversion/defenses/` adds the defence."""
+    """Changes what a client shares. Adding a file with a subclass to `inversion/defenses/` adds the defence.
+
+    >>> from mithridate.inversion.filters import Clipped
+    >>> class Short(LeakDefense):
+    ...     def __call__(self, client):
+    ...         return filtered(client, Clipped(norm=0.1))
+    >>> Short()(Client()).filters
+    (Clipped(norm=0.1),)
+    """
 
     home: ClassVar[str] = "mithridate.inversion.defenses"
 

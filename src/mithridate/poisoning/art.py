@@ -22,7 +22,14 @@ from mithridate.poisoning.triggers import Trigger
 
 
 class ArtCase(NamedTuple):
-    """What an attack of ART is given: NCHW float32 arrays in [0, 1], labels one-hot."""
+    """What an attack of ART is given: NCHW float32 arrays in [0, 1], labels one-hot.
+
+    >>> def lighter(case):  # what ArtAttack calls
+    ...     return np.minimum(case.x + 0.1, 1.0)
+    >>> none = np.zeros((0, 1, 8, 8), dtype=np.float32)
+    >>> lighter(ArtCase(None, none + 0.5, none, none, none, none, none, 0)).shape
+    (0, 1, 8, 8)
+    """
 
     classifier: Any
     """A `PyTorchClassifier`, trained on the clean training set as the victims are."""

@@ -21,6 +21,15 @@ class Attack(Choice, ABC):
     """Crafts poison. Adding a file with a subclass to `poisoning/attacks/` adds the attack.
 
     An attack never judges itself: what it returns is measured again by `Task.check` and `Task.outcome`.
+
+    >>> from mithridate import Digits, Recipe, ThreatModel
+    >>> train, test = Digits(train=100).load()
+    >>> class Darken(Attack):
+    ...     def craft(self, task, surrogate, seed):
+    ...         rows = rows_of_intended_class(self, task, seed)
+    ...         return Poison(rows, (0.95 * task.train.pixels(rows).float()).byte())
+    >>> task = ThreatModel(budget=0.05).draw(train, test, seed=0)
+    >>> task.check(poison := Darken().craft(task, Recipe(), seed=0))
     """
 
     home: ClassVar[str] = "mithridate.poisoning.attacks"

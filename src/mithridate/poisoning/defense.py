@@ -30,6 +30,15 @@ class Defense(Choice, ABC):
 
     Defences stack: each is given what the one before it made. Those that change the recipe come first, those that wrap
     come after them. A defence sees training data and seeds; never the test set, the targets or which rows are poisoned.
+
+    >>> from mithridate import Recipe
+    >>> class LargeBatches(Defense):
+    ...     kind = "transform"
+    ...
+    ...     def __call__(self, learner):
+    ...         return changed(learner, self, batch_size=512)
+    >>> LargeBatches()(Recipe()).batch_size
+    512
     """
 
     home: ClassVar[str] = "mithridate.poisoning.defenses"

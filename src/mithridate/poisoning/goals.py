@@ -60,7 +60,14 @@ class Goal(Choice, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Misclassify(Goal):
-    """Given test images of one class should be classified as another; other test images should not suffer."""
+    """Given test images of one class should be classified as another; other test images should not suffer.
+
+    >>> from mithridate import Digits, Recipe, ThreatModel
+    >>> train, test = Digits(train=100).load()
+    >>> task = ThreatModel(goal=Misclassify()).draw(train, test, seed=0)
+    >>> len(task.target_rows), bool(task.test.labels_of(task.target_rows) != task.intended)
+    (1, True)
+    """
 
     triggered: ClassVar[bool] = False
     aimed: ClassVar[bool] = True

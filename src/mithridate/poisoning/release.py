@@ -33,7 +33,11 @@ from mithridate.poisoning.threat import ThreatModel
 
 
 class Perturbed(NamedTuple):
-    """One chunk of images as it is published."""
+    """One chunk of images as it is published.
+
+    >>> Perturbed(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2)).images.shape
+    torch.Size([2, 3, 8, 8])
+    """
 
     images: Tensor
     """[B, C, H, W] uint8, inside the ball."""
@@ -60,6 +64,13 @@ class Release(Attack, ABC):
 
     What depends on a model is made ready once, on clean images; then each chunk of images is perturbed alone. So it
     takes the memory of one chunk, however many images there are, and new images can be published later.
+
+    >>> from mithridate import Digits, Recipe
+    >>> from mithridate.poisoning.attacks.class_wise_noise import ClassWiseNoise
+    >>> train, _ = Digits(train=100).load()
+    >>> publish = ClassWiseNoise().prepare(train, Linf(eps=8 / 255), Recipe(), seed=0)
+    >>> publish(train.floats(train.ids[:4]), train.labels_of(train.ids[:4]), stream(0)).images.dtype
+    torch.uint8
     """
 
     threat: ClassVar[ThreatModel] = ThreatModel(

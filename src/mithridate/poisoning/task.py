@@ -22,7 +22,17 @@ from mithridate.poisoning.triggers import Trigger
 
 
 class ThreatModelViolation(ValueError):
-    """A poison does what the threat model forbids."""
+    """A poison does what the threat model forbids.
+
+    >>> from mithridate import Digits, Recipe, ThreatModel
+    >>> train, test = Digits(train=100).load()
+    >>> from mithridate import Poison
+    >>> task = ThreatModel(budget=0.01).draw(train, test, seed=0)
+    >>> task.check(Poison(task.candidates[:2], train.pixels(task.candidates[:2])))
+    Traceback (most recent call last):
+        ...
+    mithridate.poisoning.task.ThreatModelViolation: ...
+    """
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -30,6 +40,12 @@ class Task:
     """What an attack is given: the clean data, what it may change, and what it should achieve.
 
     An attack reads it; the harness alone calls `check` and `outcome`.
+
+    >>> from mithridate import Digits, Recipe, ThreatModel
+    >>> train, test = Digits(train=100).load()
+    >>> task = ThreatModel(budget=0.05).draw(train, test, seed=0)
+    >>> task.limit, task.images(task.candidates[:2]).shape
+    (5, torch.Size([2, 1, 8, 8]))
     """
 
     train: ImageData

@@ -35,6 +35,15 @@ class AnalyticLinear(Inversion):
     Reference: Geiping, Bauermeister, Dröge, Moeller. "Inverting Gradients". NeurIPS 2020. arXiv 2003.14053, Proposition
     3.1. Extended: batches with different labels, and the way back through a stack of Linears (see
     `mithridate.inversion.linear`).
+
+    >>> from torch import nn
+    >>> from mithridate.inversion.client import Client
+    >>> images = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    >>> leak = Client().share(
+    ...     nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), images, torch.tensor([2]), seed=0
+    ... )
+    >>> torch.allclose(AnalyticLinear().reconstruct(leak, seed=0).images, images, atol=1e-4)
+    True
     """
 
     distinct_labels: ClassVar[bool] = True

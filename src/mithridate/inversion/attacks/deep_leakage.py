@@ -26,6 +26,14 @@ class DeepLeakage(Search):
     Reference: Zhu, Liu, Han. "Deep Leakage from Gradients". NeurIPS 2019. arXiv 1906.08935. Deviations: the distance is
     relative to the length of what was shared; the search runs in float64 unless told otherwise; images are clipped to
     [0, 1] at the end.
+
+    >>> from torch import nn
+    >>> from mithridate.inversion.client import Client
+    >>> images = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Sigmoid(), nn.Linear(8, 3))
+    >>> leak = Client().share(model, images, torch.tensor([2]), seed=0)
+    >>> DeepLeakage(steps=2).reconstruct(leak, seed=0).images.shape
+    torch.Size([1, 1, 4, 4])
     """
 
     steps: int = 300

@@ -34,6 +34,16 @@ class GradInversion(Search):
 
     Raises:
         ValueError: A model without BatchNorm2d that keeps statistics.
+
+    >>> from torch import nn
+    >>> from mithridate.inversion.client import Client
+    >>> images = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    >>> model = nn.Sequential(
+    ...     nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+    ... ).eval()
+    >>> leak = Client().share(model, images, torch.tensor([2]), seed=0)
+    >>> GradInversion(steps=3).reconstruct(leak, seed=0).images.shape
+    torch.Size([1, 1, 4, 4])
     """
 
     steps: int = 4000

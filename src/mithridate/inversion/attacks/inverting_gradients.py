@@ -26,6 +26,15 @@ class InvertingGradients(Search):
     Reference: Geiping, Bauermeister, Dröge, Moeller. "Inverting Gradients - How easy is it to break privacy in
     federated learning?" NeurIPS 2020. arXiv 2003.14053. Deviations: pixels in [0, 1], where the published step 0.1 for
     normalised pixels is 0.025; restarts are compared by the cosine alone, without total variation.
+
+    >>> from torch import nn
+    >>> from mithridate.inversion.client import Client
+    >>> images = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> leak = Client().share(model, images, torch.tensor([2]), seed=0)
+    >>> found = InvertingGradients(steps=20).reconstruct(leak, seed=0)
+    >>> 0 < found.value < 1
+    True
     """
 
     steps: int = 4000

@@ -30,6 +30,14 @@ class InvertingGradientsModern(Search):
     Reference: the method is that of Geiping et al. (arXiv 2003.14053); these settings follow the configuration "modern"
     of the authors' later toolkit (github.com/JonasGeiping/breaching), which no paper describes. Deviations: pixels in
     [0, 1], inputs of the last layer solved for exactly where that is possible.
+
+    >>> from torch import nn
+    >>> from mithridate.inversion.client import Client
+    >>> images = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> leak = Client().share(model, images, torch.tensor([2]), seed=0)
+    >>> InvertingGradientsModern(steps=3).reconstruct(leak, seed=0).images.shape
+    torch.Size([1, 1, 4, 4])
     """
 
     steps: int = 4000

@@ -18,6 +18,12 @@ class NoAttack(Attack):
 
     Reference: evaluation protocol of Geiping, Fowl et al. "Witches' Brew: Industrial Scale Data Poisoning via Gradient
     Matching". ICLR 2021. arXiv 2009.02276. Deviations: none.
+
+    >>> from mithridate import Digits, Recipe, ThreatModel
+    >>> train, test = Digits(train=100).load()
+    >>> task = ThreatModel(budget=0.1).draw(train, test, seed=0)
+    >>> len(NoAttack().craft(task, Recipe(), seed=0))
+    0
     """
 
     deterministic: ClassVar[bool] = True

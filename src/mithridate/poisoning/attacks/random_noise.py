@@ -22,6 +22,13 @@ class RandomNoise(Attack):
 
     Reference: control of Schwarzschild, Goldblum, Gupta, Dickerson, Goldstein. "Just How Toxic is Data Poisoning?
     A Unified Benchmark for Backdoor and Data Poisoning Attacks". ICML 2021. arXiv 2006.12557. Deviations: none.
+
+    >>> from mithridate import Digits, Recipe, ThreatModel
+    >>> train, test = Digits(train=100).load()
+    >>> task = ThreatModel(budget=0.1).draw(train, test, seed=0)
+    >>> task.check(poison := RandomNoise().craft(task, Recipe(), seed=0))
+    >>> len(poison)
+    10
     """
 
     trigger: Trigger = PatchTrigger()

@@ -28,6 +28,12 @@ class ActivationClustering(Filter):
     Neural Networks by Activation Clustering". SafeAI 2019. arXiv 1811.03728, sections 4 and 5.2 (silhouette score and
     relative size). Deviations: PCA in place of ICA; the relative size is that of the expected contamination; no
     reclassification by a further model.
+
+    >>> from mithridate import Digits, Recipe
+    >>> train, _ = Digits(train=100).load()
+    >>> fitted = ActivationClustering()(Recipe(model="mlp", epochs=1)).fit([train], seeds=[0])
+    >>> len(fitted.kept[0]) <= 100
+    True
     """
 
     reason: ClassVar[str] = "is in the smaller of two groups of its class"

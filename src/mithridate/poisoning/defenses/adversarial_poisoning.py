@@ -19,6 +19,10 @@ class AdversarialPoisoning(Augmentation):
     Reference: Geiping, Fowl, Somepalli, Goldblum, Moeller, Goldstein. "What Doesn't Kill You Makes You Robust(er): How
     to Adversarially Train against Data Poisoning". 2021. arXiv 2102.13624. Deviations: those of
     `mithridate.core.poisoned.Poisoned`.
+
+    >>> from mithridate import Recipe
+    >>> AdversarialPoisoning(share=0.25)(Recipe()).transforms[-1].share
+    0.25
     """
 
     inner: Inner = "gradient-matching"

@@ -21,6 +21,10 @@ class AdversarialTraining(Augmentation):
     1706.06083; against poison: Geiping, Fowl, Somepalli, Goldblum, Moeller, Goldstein. "What Doesn't Kill You Makes You
     Robust(er): How to Adversarially Train against Data Poisoning". 2021. arXiv 2102.13624 (there the baseline
     "adversarial training"). Deviations: the whole batch is moved, after the recipe's own augmentation.
+
+    >>> from mithridate import Recipe
+    >>> AdversarialTraining(steps=3)(Recipe()).transforms[-1].steps
+    3
     """
 
     ball: Ball = Linf(eps=8 / 255)

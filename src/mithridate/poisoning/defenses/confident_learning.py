@@ -34,6 +34,14 @@ class ConfidentLearning(Filter):
     Artificial Intelligence Research 70, 2021. arXiv 1911.00068; the scores of Kuan, Mueller. "Model-agnostic Label
     Quality Scoring to Detect Real-world Label Errors". ICML 2022 DataPerf Workshop. Deviations: as many rows go as the
     defender expects to be poisoned, times a multiplier, in place of an estimate from the scores.
+
+    >>> from mithridate import Digits, Recipe
+    >>> train, _ = Digits(train=100).load()
+    >>> fitted = ConfidentLearning(contamination=0.1, folds=2)(Recipe(model="mlp", epochs=1)).fit(
+    ...     [train], seeds=[0]
+    ... )
+    >>> len(fitted.kept[0]) >= 80
+    True
     """
 
     reason: ClassVar[str] = "has a label that models trained without it doubt"

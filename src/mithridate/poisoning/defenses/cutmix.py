@@ -16,6 +16,10 @@ class Cutmix(Augmentation):
 
     Reference: Borgnia et al. "Strong Data Augmentation Sanitizes Poisoning and Backdoor Attacks Without an Accuracy
     Tradeoff". ICASSP 2021. arXiv 2011.09527. Deviations: mixing comes after the recipe's own augmentation.
+
+    >>> from mithridate import Recipe
+    >>> Cutmix(probability=1.0)(Recipe()).transforms[-1].probability
+    1.0
     """
 
     alpha: float = 1.0

@@ -17,6 +17,10 @@ class Cutout(Augmentation):
     Reference: Borgnia et al. "Strong Data Augmentation Sanitizes Poisoning and Backdoor Attacks Without an Accuracy
     Tradeoff". ICASSP 2021. arXiv 2011.09527. Deviations: one box of half the side per image, the form of DeVries
     and Taylor (arXiv 1708.04552), where the reference code has one per batch.
+
+    >>> from mithridate import Recipe
+    >>> Cutout(side=0.25)(Recipe()).transforms[-1].side
+    0.25
     """
 
     side: float = 0.5

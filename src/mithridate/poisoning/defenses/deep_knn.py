@@ -28,6 +28,12 @@ class DeepKNN(Filter):
     from the expected share of poison (the paper has the rule of twice a class's rows as well: set `neighbours`);
     replicas are counted, not made, and no row votes for itself through its own; a label that shares the first place is
     kept; each class keeps the row that its neighbours agree with most, so that none is emptied.
+
+    >>> from mithridate import Digits, Recipe
+    >>> train, _ = Digits(train=100).load()
+    >>> fitted = DeepKNN(neighbours=5)(Recipe(model="mlp", epochs=1)).fit([train], seeds=[0])
+    >>> 0 < len(fitted.kept[0]) <= 100
+    True
     """
 
     reason: ClassVar[str] = "lies among rows of another label"

@@ -35,6 +35,12 @@ class DPInstaHide(Defense):
 
     Raises:
         ValueError: A setting out of range, or a recipe whose batches are already drawn in a way of their own.
+
+    >>> from mithridate import Digits, Recipe
+    >>> train, _ = Digits(train=100).load()
+    >>> fitted = DPInstaHide(k=2, noise=0.5)(Recipe(model="mlp", epochs=1)).fit([train], seeds=[0])
+    >>> fitted.guarantees[0].values["epsilon"] > 0
+    True
     """
 
     kind: ClassVar[Kind] = "sampler"

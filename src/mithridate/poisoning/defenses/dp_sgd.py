@@ -32,6 +32,12 @@ class DPSGD(Defense):
 
     Raises:
         ValueError: A setting out of range, a recipe that mixes images or drops rows, or a second rule for the gradient.
+
+    >>> from mithridate import Digits, Recipe
+    >>> train, _ = Digits(train=100).load()
+    >>> fitted = DPSGD(noise=2.0)(Recipe(model="mlp", epochs=1)).fit([train], seeds=[0])
+    >>> 0 < fitted.guarantees[0].values["epsilon"] < 10
+    True
     """
 
     kind: ClassVar[Kind] = "gradient rule"

@@ -25,6 +25,10 @@ class Epic(Defense):
     Reference: Yang, Liu, Mirzasoleiman. "Not All Poisons are Created Equal: Robust Training against Data Poisoning".
     ICML 2022. arXiv 2210.09671, Algorithm 1; times as in its setting of 40 epochs. Deviations: those of
     `mithridate.core.row_rules.IsolatedGradients`.
+
+    >>> from mithridate import Recipe
+    >>> Epic(every=0.1)(Recipe()).row_rule.every
+    0.1
     """
 
     kind: ClassVar[Kind] = "row rule"

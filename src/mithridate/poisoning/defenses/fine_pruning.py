@@ -30,6 +30,12 @@ class FinePruning(Defense):
     RAID 2018. arXiv 1805.12185, section 3. Deviations: the paper prunes the last convolution; where no global pooling
     follows the units are single features of its output, and where other Linears follow (`lenet`) those before the last
     one. Fine-tuning is that of `fine-tuning`.
+
+    >>> from mithridate import Digits, Recipe
+    >>> train, _ = Digits(train=100).load()
+    >>> defended = FinePruning(epochs=1)(Recipe(model="convnet:width=4", epochs=1))
+    >>> len(defended.fit([train], seeds=[0], trusted=train).models)
+    1
     """
 
     kind: ClassVar[Kind] = "purification"

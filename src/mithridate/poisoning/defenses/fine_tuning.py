@@ -23,6 +23,12 @@ class FineTuning(Defense):
     Reference: Liu, Dolan-Gavitt, Garg. "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks".
     RAID 2018. arXiv 1805.12185 (fine-tuning, the defence that theirs is compared with). Deviations: SGD with the
     recipe's momentum, weight decay and schedule, for a fixed number of epochs.
+
+    >>> from mithridate import Digits, Recipe
+    >>> train, _ = Digits(train=100).load()
+    >>> defended = FineTuning(epochs=1)(Recipe(model="mlp", epochs=1))
+    >>> len(defended.fit([train], seeds=[0], trusted=train).models)
+    1
     """
 
     kind: ClassVar[Kind] = "purification"

@@ -25,6 +25,10 @@ class GradientShaping(Defense):
 
     Raises:
         ValueError: A clip that is not positive, negative noise, or a second rule for the gradient.
+
+    >>> from mithridate import Recipe
+    >>> GradientShaping(clip=4.0)(Recipe()).gradient.clip
+    4.0
     """
 
     kind: ClassVar[Kind] = "gradient rule"

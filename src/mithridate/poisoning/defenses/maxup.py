@@ -18,6 +18,10 @@ class Maxup(Augmentation):
     Reference: Borgnia et al. "Strong Data Augmentation Sanitizes Poisoning and Backdoor Attacks Without an Accuracy
     Tradeoff". ICASSP 2021. arXiv 2011.09527. Deviations: the largest of the losses of one image is taken, for every
     inner augmentation (the reference code averages over draws of cutout).
+
+    >>> from mithridate import Recipe
+    >>> Maxup(draws=2)(Recipe()).transforms[-1].draws
+    2
     """
 
     inner: BatchTransform = transforms.Cutout()

@@ -16,6 +16,10 @@ class Mixup(Augmentation):
 
     Reference: Borgnia et al. "Strong Data Augmentation Sanitizes Poisoning and Backdoor Attacks Without an Accuracy
     Tradeoff". ICASSP 2021. arXiv 2011.09527. Deviations: mixing comes after the recipe's own augmentation.
+
+    >>> from mithridate import Recipe
+    >>> Mixup(k=4)(Recipe()).transforms[-1].k
+    4
     """
 
     k: int = 2

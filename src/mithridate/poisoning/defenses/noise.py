@@ -18,6 +18,10 @@ class Noise(Augmentation):
     Reference: Borgnia et al. "DP-InstaHide: Provably Defusing Poisoning and Backdoor Attacks with Differentially
     Private Data Augmentations". 2021. arXiv 2103.02079. Deviations: noise alone (put `mixup` before it for their
     mixing), and no guarantee: at the dose at which images stay legible its epsilon says nothing.
+
+    >>> from mithridate import Recipe
+    >>> Noise(scale=8 / 255)(Recipe()).transforms[-1].kind
+    'laplace'
     """
 
     distribution: Literal["laplace", "gaussian", "bernoulli"] = "laplace"

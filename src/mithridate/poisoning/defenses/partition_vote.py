@@ -19,6 +19,12 @@ class PartitionVote(Defense):
     Reference: Levine, Feizi. "Deep Partition Aggregation: Provable Defense against General Poisoning Attacks".
     ICLR 2021. arXiv 2006.14768, section 3.1. Deviations: parts come from the SHA-256 of the 8-bit pixels
     instead of their sum.
+
+    >>> from mithridate import Digits, Recipe
+    >>> train, _ = Digits(train=100).load()
+    >>> fitted = PartitionVote(parts=4)(Recipe(model="mlp", epochs=1)).fit([train], seeds=[0])
+    >>> len(fitted.models), fitted.predictor(train.floats(train.ids[:2])).radius.shape
+    (4, torch.Size([1, 2]))
     """
 
     kind: ClassVar[Kind] = "vote"

@@ -30,6 +30,12 @@ class Strip(Defense):
     Reference: Gao, Xu, Wang, Chen, Ranasinghe, Nepal. "STRIP: A Defence Against Trojan Attacks on Deep Neural
     Networks". ACSAC 2019. arXiv 1902.06531. Deviations: the sum of two images (which the authors' code takes too) is
     clipped to [0, 1]; all images are blended with the same clean ones; entropies are in nats.
+
+    >>> from mithridate import Digits, Recipe
+    >>> train, _ = Digits(train=100).load()
+    >>> defended = Strip(overlays=4, calibration=50)(Recipe(model="mlp", epochs=1))
+    >>> defended.fit([train], seeds=[0]).predictor(train.floats(train.ids[:2])).abstained.shape
+    torch.Size([1, 2])
     """
 
     kind: ClassVar[Kind] = "guard"
