@@ -35,6 +35,7 @@ from mithridate.core.transforms import Flip, Mixup, Shift
 from mithridate.core.updates import Adam, ForwardBackward, SignedAdam, SignStep, Update
 from mithridate.poisoning.attack import Attack
 from mithridate.poisoning.defense import Defense
+from mithridate.poisoning.defenses.adversarial_poisoning import AdversarialPoisoning
 from tests.core.schema_cases import HERE, EveryOther, Maker, Paint, net, other_net
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -235,3 +236,11 @@ def test_an_identity_looks_into_files_and_not_at_their_paths(tmp_path: Path) -> 
     assert ids[0] == ids[1] != ids[2]
     with pytest.raises(FileNotFoundError):
         identity(Recipe(start_from=tmp_path / "none"))
+
+
+def test_tuples_are_typed_with_a_plus() -> None:
+    typed = parse(Defense, "adversarial-poisoning:patch=0.2+0.3")
+    assert typed == AdversarialPoisoning(patch=(0.2, 0.3))
+    assert from_json(to_json(typed), Defense) == typed
+    with pytest.raises(ValueError, match=r"patch: expected 2 values, typed 1\+1, got '0.2'"):
+        parse(Defense, "adversarial-poisoning:patch=0.2")

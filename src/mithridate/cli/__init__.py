@@ -23,6 +23,7 @@ from mithridate.cli.evasions import EvadeOptions
 from mithridate.cli.exchanges import ExportOptions, ImportOptions, VerifyOptions
 from mithridate.cli.leaks import InvertOptions
 from mithridate.cli.lifts import LiftOptions
+from mithridate.cli.methods import MethodsOptions
 from mithridate.cli.pipelines import AuditOptions, CraftOptions, DoseOptions
 from mithridate.cli.runs import ReportOptions, StudyOptions, TrialOptions
 
@@ -47,6 +48,7 @@ VERBS: dict[str, type] = {
     "scan": ScanOptions,
     "protect": ProtectOptions,
     "lift": LiftOptions,
+    "methods": MethodsOptions,
     "export": ExportOptions,
     "import": ImportOptions,
     "verify": VerifyOptions,

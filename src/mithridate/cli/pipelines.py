@@ -67,9 +67,10 @@ class AuditOptions(Pipeline):
     """
 
     attacks: Names = None
-    """Attacks, with settings if you like: badnets poison-frogs witches-brew:steps=100,restarts=2 (the default);
-    metapoison convex-polytope bullseye-polytope watermark; clean-label-backdoor hidden-trigger sleeper-agent; on
-    accuracy: adversarial-release secure-release error-minimizing tensorclog class-wise-noise."""
+    """Attacks, with settings if you like (mithridate methods NAME lists them): badnets poison-frogs
+    witches-brew:steps=100,restarts=2 (the default); metapoison convex-polytope bullseye-polytope watermark;
+    clean-label-backdoor hidden-trigger sleeper-agent; on accuracy: adversarial-release secure-release error-minimizing
+    tensorclog class-wise-noise."""
     defenses: Names = None
     """Defences: mixup cutmix cutout maxup noise jpeg grayscale adversarial-training adversarial-poisoning
     gradient-shaping dp-sgd dp-instahide epic spectral-signatures activation-clustering deep-knn confident-learning

@@ -307,6 +307,19 @@ def _structure_several(data: Any, kind: Any) -> tuple:
     return tuple(_converter.structure(part, typing.get_args(kind)[0]) for part in parts)
 
 
+def _fixed(kind: Any) -> bool:
+    """Whether a kind is a tuple of a fixed length."""
+    return typing.get_origin(kind) is tuple and ... not in typing.get_args(kind)
+
+
+def _structure_fixed(data: Any, kind: Any) -> tuple:
+    """Typed with a plus between the parts, like choices that can be added."""
+    parts, kinds = _split(data, "+") if isinstance(data, str) else data, typing.get_args(kind)
+    if len(parts) != len(kinds):
+        raise ValueError(f"expected {len(kinds)} values, typed {'+'.join(['1'] * len(kinds))}, got {data!r}")
+    return tuple(_converter.structure(part, one) for part, one in zip(parts, kinds, strict=True))
+
+
 def _make_converter() -> cattrs.Converter:
     converter = cattrs.Converter(detailed_validation=False)
     for kind, hook in {int: _number, float: _number, bool: _boolean, str: _text}.items():
@@ -314,6 +327,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook(Path, lambda value, _: Path(value))
     converter.register_structure_hook_func(_is_function, _structure_function)
     converter.register_structure_hook_func(_several, _structure_several)
+    converter.register_structure_hook_func(_fixed, _structure_fixed)
     converter.register_structure_hook_func(lambda kind: typing.get_origin(kind) is typing.Literal, _option)
     converter.register_structure_hook_func(
         lambda kind: isinstance(kind, type) and dataclasses.is_dataclass(kind), _structure_dataclass
