@@ -13,6 +13,7 @@ import mithridate as mi
 from mithridate.core.schema import from_json, to_json
 from mithridate.experiments.statistics import Mean, Rate
 from mithridate.experiments.study import load_results
+from mithridate.experiments.words import counted
 from mithridate.lifting.discretisations import Pixels
 from studies import (
     cross_effects,
@@ -93,8 +94,16 @@ def test_the_tables_of_cross_effects_are_what_is_stored() -> None:
 
 
 def test_the_table_of_defences_is_what_is_stored() -> None:
-    page = defence_guide.PAGE.read_text(encoding="utf-8")
-    assert defence_guide.written(page) == page, "run python -m studies.defence_guide"
+    for path, table in ((defence_guide.PAGE, defence_guide.lines()), (defence_guide.README, defence_guide.extract())):
+        page = path.read_text(encoding="utf-8")
+        assert defence_guide.written(page, table) == page, "run python -m studies.defence_guide"
+
+
+def test_all_defences_of_a_column_are_compared_with_its_first_row() -> None:
+    found = defence_guide.cells()
+    for (_, threat, _), row in found.items():
+        if "undefended" in row.versus:
+            assert counted(row.versus["undefended"].success) == counted(found["none", threat, False].success)
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
