@@ -43,6 +43,7 @@ PAPERS = (
 )
 SIZES = ("small", "medium", "paper")
 RESULTS = Path(verdicts.RESULTS)
+STORED = pytest.mark.skipif(not RESULTS.is_dir(), reason="stored results are in the repository, not in an sdist")
 
 
 def module(name: str) -> ModuleType:
@@ -73,11 +74,13 @@ def test_small_is_smaller_than_paper(name: str) -> None:
     assert not set(paper) < set(small)
 
 
+@STORED
 def test_the_table_of_the_results_page_is_what_is_stored() -> None:
     page = tables.PAGE.read_text(encoding="utf-8")
     assert tables.written(page) == page, "run python -m studies.tables"
 
 
+@STORED
 def test_every_paper_is_in_the_table() -> None:
     named = {line.paper for paper in tables.PAPERS for line in paper()}
     assert len(named) >= 13
@@ -88,17 +91,20 @@ def test_every_paper_is_in_the_table() -> None:
         assert callable(getattr(module(module_name), size)), line.command
 
 
+@STORED
 def test_the_tables_of_cross_effects_are_what_is_stored() -> None:
     page = cross_effects.PAGE.read_text(encoding="utf-8")
     assert cross_effects.written(page) == page, "run python -m studies.cross_effects"
 
 
+@STORED
 def test_the_table_of_defences_is_what_is_stored() -> None:
     for path, table in ((defence_guide.PAGE, defence_guide.lines()), (defence_guide.README, defence_guide.extract())):
         page = path.read_text(encoding="utf-8")
         assert defence_guide.written(page, table) == page, "run python -m studies.defence_guide"
 
 
+@STORED
 def test_all_defences_of_a_column_are_compared_with_its_first_row() -> None:
     found = defence_guide.cells()
     for (_, threat, _), row in found.items():
@@ -140,6 +146,7 @@ def test_nothing_happens_only_where_little_is_left_to_happen(
     assert truth_statements.none_shown(Mean(0.0, low, high, 10), sign) == verdict
 
 
+@STORED
 def test_witchcraft_duels_are_read_from_what_is_stored() -> None:
     found = list(witchcraft.duels(RESULTS / "witchcraft-digits"))
     assert [(one.kind, one.restarts) for one in found] == [("plain", 1), ("plain", 4), ("robust", 1), ("robust", 4)]
@@ -150,6 +157,7 @@ def test_witchcraft_duels_are_read_from_what_is_stored() -> None:
     assert any("AutoAttack" in line for line in said)
 
 
+@STORED
 def test_superpixels_are_compared_with_the_pixels_of_their_own_scene() -> None:
     rows = graph_discretizations.compare(RESULTS / "graph-discretizations-small")
     pixels = {row.scene: row for row in rows if row.on == "pixels"}
@@ -161,6 +169,7 @@ def test_superpixels_are_compared_with_the_pixels_of_their_own_scene() -> None:
     assert len(list(graph_discretizations.written(rows))) == len(rows) + 2
 
 
+@STORED
 def test_labels_between_the_ends_of_intervals_are_worth_their_numbers() -> None:
     (found,) = sublabels.worth("small", sublabels.noisy(24), Pixels(), (16,))
     assert found.intervals == 2
@@ -168,6 +177,7 @@ def test_labels_between_the_ends_of_intervals_are_worth_their_numbers() -> None:
     assert found.coarse > 0.5
 
 
+@STORED
 def test_statements_about_truth_are_read_from_what_is_stored() -> None:
     stored = RESULTS / "truth-digits"
     found = list(truth_statements.statements(stored))
