@@ -121,6 +121,7 @@ def test_a_number_agrees_where_its_interval_holds_it() -> None:
     assert verdicts.holds(rate, 0.04) == verdicts.holds(rate, 0.9) == "differs"
 
 
+@STORED
 def test_a_row_that_is_not_there_or_not_alone_is_no_number() -> None:
     assert verdicts.find("no-such-study", "witches-brew") is None
     assert list(verdicts.attack_line("a", "b", "c", "d", None)) == []
