@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; worker processes of a study inherit it
@@ -11,6 +12,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 from hypothesis import settings
+
+from mithridate import cli
+from tests.command_line import Run, Said
 
 torch.set_num_threads(1)
 
@@ -51,3 +55,20 @@ def shared_stereo() -> Path:
             "(default: ../shared/data/middlebury beside the checkout)"
         )
     return MIDDLEBURY
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments: str | Path) -> Said:
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(str(stop.code))
+        return Said(code, *capsys.readouterr())
+
+    return run

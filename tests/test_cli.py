@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,30 +33,6 @@ SOURCES = str(Path(mithridate.__file__).parents[1])
 TINY = ["--model", "convnet:width=4", "--epochs", "1", "--workers", "1"]
 BADNETS = ["--attacks", "badnets", "--defenses", "--trials", "3", "--clean-victims", "1", *TINY]
 BREW = ["--attacks", "witches-brew:steps=2,surrogates=1", "--defenses", "--trials", "2", "--clean-victims", "1", *TINY]
-
-
-class Said:
-    """What a command printed, and its exit code."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """Runs the command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*arguments: str | Path) -> Said:
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        return Said(code, *capsys.readouterr())
-
-    return run
 
 
 def in_new_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.test_cli import BADNETS, TINY, Said, run  # noqa: F401 (a fixture)
+from tests.command_line import Run
+from tests.test_cli import BADNETS
 
-Run = Callable[..., Said]
 LOCAL = [*BADNETS[: BADNETS.index("--workers")], "--trials", "1"]
 
 
@@ -24,7 +23,7 @@ def results(folder: Path) -> dict[str, dict]:
     return found
 
 
-def test_two_devices_audit_as_one_does(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_two_devices_audit_as_one_does(run: Run, tmp_path: Path) -> None:
     said = run("audit", *LOCAL, "--devices", "2", "--out", "two")
     assert said.code == 0, said.err
     assert run("audit", *LOCAL, "--workers", "1", "--out", "one").code == 0
@@ -37,7 +36,7 @@ def test_two_devices_audit_as_one_does(run: Run, tmp_path: Path) -> None:  # noq
 
 
 @pytest.mark.parametrize("verb", [["audit"], ["dose"], ["craft"], ["study", "a:b"], ["trial", "trial.json"]])
-def test_every_verb_that_trains_takes_devices(verb: list[str], run: Run) -> None:  # noqa: F811
+def test_every_verb_that_trains_takes_devices(verb: list[str], run: Run) -> None:
     said = run(*verb, "--devices", "0")
     assert said.code == 2
     assert said.err.endswith("error: devices is 0; at least 1 is needed\n")
@@ -56,7 +55,7 @@ def test_every_verb_that_trains_takes_devices(verb: list[str], run: Run) -> None
 def test_what_does_not_go_with_devices(
     options: list[str],
     says: str,
-    run: Run,  # noqa: F811
+    run: Run,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.test_cli import BADNETS, TINY, Said, run  # noqa: F401 (a fixture)
-
-Run = Callable[..., Said]
+from tests.command_line import Run
+from tests.test_cli import BADNETS, TINY
 
 
 def results(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in folder.glob("trials/*/result.json")]
 
 
-def test_doses_double_up_to_the_attacks_own(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_doses_double_up_to_the_attacks_own(run: Run, tmp_path: Path) -> None:
     said = run("dose", *BADNETS, "--levels", "3", "--json")
     assert said.code == 0, said.err
     (found,) = json.loads(said.out)["doses"]
@@ -29,7 +27,7 @@ def test_doses_double_up_to_the_attacks_own(run: Run, tmp_path: Path) -> None:  
     assert "badnets (patch of 10 % of the image), no defence: " in again.out
 
 
-def test_as_many_cases_as_the_doses_ask_for(run: Run) -> None:  # noqa: F811
+def test_as_many_cases_as_the_doses_ask_for(run: Run) -> None:
     """Nine poisons show a backdoor in an audit of seven settings, but not among twenty."""
     said = run("dose", "--attacks", "badnets", "--plan")
     assert said.code == 0, said.err
@@ -38,13 +36,13 @@ def test_as_many_cases_as_the_doses_ask_for(run: Run) -> None:  # noqa: F811
     assert run("dose", "--attacks", "badnets", "--trials", "9", "--plan").out.startswith("261 trials")
 
 
-def test_doses_of_ones_own(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_doses_of_ones_own(run: Run, tmp_path: Path) -> None:
     said = run("dose", *BADNETS, "--budget", "0.01", "0.02", "0.05", "--out", "mine")
     assert said.code == 0, said.err
     assert {result["poison"]["count"] for result in results(tmp_path / "mine")} == {0, 10, 20, 50}
 
 
-def test_what_has_no_such_dose_is_left_out_or_refused(run: Run) -> None:  # noqa: F811
+def test_what_has_no_such_dose_is_left_out_or_refused(run: Run) -> None:
     said = run("dose", "--plan", *TINY, "--trials", "1", "--levels", "3")
     assert said.code == 0, said.err
     assert "left out: poison-frogs at 1, 1, 1 of 1,000 images" in said.err
@@ -62,7 +60,7 @@ def test_what_has_no_such_dose_is_left_out_or_refused(run: Run) -> None:  # noqa
         assert says in said.err
 
 
-def test_an_audit_until_it_is_decided(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_an_audit_until_it_is_decided(run: Run, tmp_path: Path) -> None:
     said = run("audit", *BADNETS, "--trials", "10", "--until", "decided", "--json")
     assert said.code == 0, said.err
     study = json.loads((tmp_path / "runs/audit/study.json").read_text())
@@ -73,14 +71,14 @@ def test_an_audit_until_it_is_decided(run: Run, tmp_path: Path) -> None:  # noqa
     assert "at whatever case" in (tmp_path / "runs/audit/report.html").read_text()
 
 
-def test_leaks_are_not_compared_case_by_case(run: Run) -> None:  # noqa: F811
+def test_leaks_are_not_compared_case_by_case(run: Run) -> None:
     said = run("study", "studies.inverting_gradients:defenses", "--until", "decided")
     assert said.code == 2
     assert "compares poisoning trials case by case" in said.err
 
 
 @pytest.mark.parametrize("verb", ["audit", "study"])
-def test_help_says_what_decided_means(run: Run, verb: str) -> None:  # noqa: F811
+def test_help_says_what_decided_means(run: Run, verb: str) -> None:
     said = run(verb, "--help")
     assert "--until" in said.out
     assert "hardly will" in said.out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,8 @@ import mithridate as mi
 from mithridate.core.schema import choices
 from mithridate.evasion.attack import Evasion
 from mithridate.experiments.store import Store, Stored
-from tests.test_cli import Said, run  # noqa: F401 (a fixture)
+from tests.command_line import Run
 
-Run = Callable[..., Said]
 QUICK = ["--attacks", "pgd:steps=3", "square:queries=5", "--eps", "8/255", "32/255", "--images", "60"]
 
 
@@ -27,7 +25,7 @@ def kept(tmp_path: Path) -> Path:
     return store.fit_folder(store.fit_of[model])
 
 
-def test_a_kept_model(run: Run, tmp_path: Path, kept: Path) -> None:  # noqa: F811
+def test_a_kept_model(run: Run, tmp_path: Path, kept: Path) -> None:
     said = run("evade", "--model", kept, *QUICK, "--json")
     assert said.code == 0, said.err
     found = json.loads(said.out)
@@ -44,7 +42,7 @@ def test_a_kept_model(run: Run, tmp_path: Path, kept: Path) -> None:  # noqa: F8
     assert "Fooled by pgd, Linf 32/255" in page
 
 
-def test_the_same_again_is_read_and_not_done(run: Run, tmp_path: Path, kept: Path) -> None:  # noqa: F811
+def test_the_same_again_is_read_and_not_done(run: Run, tmp_path: Path, kept: Path) -> None:
     first = run("evade", "--model", kept, *QUICK)
     assert first.code == 0, first.err
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs/evade/evasions").rglob("result.json")}
@@ -56,7 +54,7 @@ def test_the_same_again_is_read_and_not_done(run: Run, tmp_path: Path, kept: Pat
     assert files.items() <= after.items()
 
 
-def test_weights_and_functions_are_the_same_model(run: Run, tmp_path: Path, kept: Path) -> None:  # noqa: F811
+def test_weights_and_functions_are_the_same_model(run: Run, tmp_path: Path, kept: Path) -> None:
     (tmp_path / "own.py").write_text(
         "from mithridate.experiments.store import load_model\n\n\ndef trained():\n"
         f"    return load_model({str(kept)!r})\n\n\ndef nothing(classes):\n    return classes\n"
@@ -89,14 +87,14 @@ def test_weights_and_functions_are_the_same_model(run: Run, tmp_path: Path, kept
         (["--attacks", "pgd:steps=0"], "pgd steps is 0"),
     ],
 )
-def test_mistakes_are_said_before_anything_is_trained(run: Run, arguments: list[str], says: str) -> None:  # noqa: F811
+def test_mistakes_are_said_before_anything_is_trained(run: Run, arguments: list[str], says: str) -> None:
     said = run("evade", *arguments)
     assert said.code == 2
     assert says in said.err
     assert "training" not in said.err
 
 
-def test_a_model_of_other_images_is_refused(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_model_of_other_images_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "big.py").write_text(
         "from torch import nn\n\n\ndef model(classes):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(3072, classes))\n"
@@ -106,13 +104,13 @@ def test_a_model_of_other_images_is_refused(run: Run, tmp_path: Path) -> None:  
     assert "give the model that was trained on these data" in said.err
 
 
-def test_lengths_of_a_change(run: Run, kept: Path) -> None:  # noqa: F811
+def test_lengths_of_a_change(run: Run, kept: Path) -> None:
     said = run("evade", "--model", kept, "--attacks", "pgd:steps=3", "--l2", "--eps", "1.0", "--images", "30", "--json")
     assert said.code == 0, said.err
     assert json.loads(said.out)["levels"][0]["ball"] == "l2"
 
 
-def test_foolbox_beside(run: Run, kept: Path) -> None:  # noqa: F811
+def test_foolbox_beside(run: Run, kept: Path) -> None:
     pytest.importorskip("foolbox", reason="foolbox is not installed (extra judges)")
     said = run("evade", "--model", kept, "--attacks", "pgd", "--judges", "foolbox", "--eps", "16/255", "--json")
     assert said.code == 0, said.err
@@ -121,12 +119,12 @@ def test_foolbox_beside(run: Run, kept: Path) -> None:  # noqa: F811
     assert abs(ours["successes"] - theirs["successes"]) <= 0.02 * ours["n"]
 
 
-def test_help_names_every_attack(run: Run) -> None:  # noqa: F811
+def test_help_names_every_attack(run: Run) -> None:
     said = run("evade", "--help")
     assert all(name in said.out for name in choices(Evasion))
 
 
-def test_models_with_randomness_are_doubted(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_models_with_randomness_are_doubted(run: Run, tmp_path: Path) -> None:
     (tmp_path / "shaky.py").write_text(
         "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n"
         "        super().__init__()\n        self.last = nn.Linear(64, 10)\n\n    def forward(self, images):\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mithridate import cli
 from mithridate.core.balls import Linf
 from mithridate.core.schema import to_json
 from mithridate.core.seeds import stream
@@ -20,6 +18,7 @@ from mithridate.core.sources import Digits
 from mithridate.poisoning.exchange.artefact import Artefact
 from mithridate.poisoning.exchange.parcel import Parcel, Reference
 from mithridate.poisoning.threat import ThreatModel
+from tests.command_line import Run
 
 BALL = Linf(eps=16 / 255)
 
@@ -47,22 +46,12 @@ def poison(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., list]:
-    """Runs a verb in an empty folder; returns exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path) -> list:
-        try:
-            code = cli.main([*map(str, arguments), "--data", "digits"])
-        except SystemExit as stop:
-            code = stop.code
-        said = capsys.readouterr()
-        return [code, said.out, said.err]
-
-    return run
+def run(run: Run) -> Run:
+    """Runs the verb of this file."""
+    return lambda *arguments: run(*arguments, "--data", "digits")
 
 
-def test_a_poison_of_ours_passes(run: Callable[..., list], poison: Path) -> None:
+def test_a_poison_of_ours_passes(run: Run, poison: Path) -> None:
     code, out, _ = run("verify", poison)
     assert code == 0
     assert out.splitlines()[0].endswith(": artefact")
@@ -70,7 +59,7 @@ def test_a_poison_of_ours_passes(run: Callable[..., list], poison: Path) -> None
     assert "largest change of a pixel 16/255" in out
 
 
-def test_a_tighter_limit_fails_with_exit_code_1(run: Callable[..., list], poison: Path) -> None:
+def test_a_tighter_limit_fails_with_exit_code_1(run: Run, poison: Path) -> None:
     code, out, _ = run("verify", poison, "--limit", "linf:eps=8/255", "--retrain", "2")
     assert code == 1
     assert "FAILS   distance: largest change of a pixel 16/255" in out
@@ -78,7 +67,7 @@ def test_a_tighter_limit_fails_with_exit_code_1(run: Callable[..., list], poison
     assert "not trained again: what fails above would decide the outcome" in out
 
 
-def test_models_are_trained_again_on_the_stored_bytes(run: Callable[..., list], poison: Path) -> None:
+def test_models_are_trained_again_on_the_stored_bytes(run: Run, poison: Path) -> None:
     code, out, _ = run("verify", poison, "--retrain", "2", "--epochs", "1", "--workers", "1", "--json")
     assert code == 0
     said = json.loads(out)
@@ -87,7 +76,7 @@ def test_models_are_trained_again_on_the_stored_bytes(run: Callable[..., list], 
     assert 0.05 < said["retrained"]["accuracy"]["value"] <= 1
 
 
-def test_it_travels_out_and_back(run: Callable[..., list], poison: Path) -> None:
+def test_it_travels_out_and_back(run: Run, poison: Path) -> None:
     code, out, _ = run("export", poison, "there.npz", "--to", "npz")
     assert code == 0
     assert "20 poisons in there.npz, 1 file of npz" in out
@@ -102,7 +91,7 @@ def test_it_travels_out_and_back(run: Callable[..., list], poison: Path) -> None
     assert run("verify", "back")[0] == 0
 
 
-def test_a_whole_poisoned_set_for_cloud_automl(run: Callable[..., list], poison: Path) -> None:
+def test_a_whole_poisoned_set_for_cloud_automl(run: Run, poison: Path) -> None:
     """Training images with the poison in them, the clean test images, and a table of set, path and class."""
     code, out, _ = run("export", poison, "there", "--to", "data-poisoning:mode=automl")
     assert code == 0
@@ -125,7 +114,7 @@ def test_a_whole_poisoned_set_for_cloud_automl(run: Callable[..., list], poison:
     assert torch.equal(Artefact().read(Path("back"), data).images, Artefact().read(poison, data).images)
 
 
-def test_a_fault_that_was_planted_on_the_way_is_found(run: Callable[..., list], poison: Path) -> None:
+def test_a_fault_that_was_planted_on_the_way_is_found(run: Run, poison: Path) -> None:
     run("export", poison, "there.npz", "--to", "npz")
     with np.load("there.npz") as opened:
         arrays = dict(opened)
@@ -145,7 +134,7 @@ def test_a_fault_that_was_planted_on_the_way_is_found(run: Callable[..., list], 
         (("export", "empty", "out", "--to", "npz"), "empty has no manifest.json"),
     ],
 )
-def test_mistakes_are_said_in_a_line(run: Callable[..., list], arguments: tuple[str, ...], said: str) -> None:
+def test_mistakes_are_said_in_a_line(run: Run, arguments: tuple[str, ...], said: str) -> None:
     Path("empty").mkdir()
     code, _, err = run(*arguments)
     assert code == 2
@@ -153,7 +142,7 @@ def test_mistakes_are_said_in_a_line(run: Callable[..., list], arguments: tuple[
     assert len(err.strip().splitlines()) == 1
 
 
-def test_what_is_there_is_not_written_over(run: Callable[..., list], poison: Path) -> None:
+def test_what_is_there_is_not_written_over(run: Run, poison: Path) -> None:
     Path("out").mkdir()
     Path("out/note").write_text("mine")
     code, _, err = run("export", poison, "out", "--to", "artefact")

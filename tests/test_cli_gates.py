@@ -6,14 +6,12 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pyarrow.parquet as pq
 import pytest
 
-from mithridate import cli
 from mithridate.experiments.trial import Trial
 from tests.experiments import leak_cases, synthetic as made
 
@@ -21,28 +19,6 @@ TINY = ("--model", "convnet:width=4", "--epochs", "1", "--workers", "1")
 AUDIT = ("audit", "--attacks", "badnets", "--defenses", "--trials", "2", "--clean-victims", "1", *TINY)
 INVERT = ("invert", "--model", "mlp:width=8", "--attacks", "inverting-gradients:steps=2", "--workers", "1")
 LEAKS = (*INVERT, "--epochs", "0", "--cases", "1", "--batch", "1", "--defenses")
-
-
-class Said:
-    """What a command printed, and its exit code."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """Runs the command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*arguments: str | Path) -> Said:
-        code = cli.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return Said(code, str(said.out), str(said.err))
-
-    return run
 
 
 @pytest.fixture

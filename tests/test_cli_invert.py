@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,28 +27,6 @@ MODEL = ("--model", "mlp:width=8")
 TWO_STEPS = ("--attacks", "inverting-gradients:steps=2", "--workers", "1")
 TINY = (*MODEL, *TWO_STEPS, "--epochs", "0", "--cases", "1", "--batch", "1")
 SPARSE = (*TINY, "--defenses", "sparsify")
-
-
-class Said:
-    """What a command printed, and its exit code."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """Runs the command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*arguments: str | Path) -> Said:
-        code = cli.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return Said(code, str(said.out), str(said.err))
-
-    return run
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,9 @@ from PIL import Image
 
 from mithridate import cli
 from mithridate.core import extras
-from tests.test_cli import Said, run, without_torch  # noqa: F401 (a fixture)
+from tests.command_line import Run
+from tests.test_cli import without_torch
 
-Run = Callable[..., Said]
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "lifting.md"
 
 
@@ -46,7 +45,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path, Path]:
     return places
 
 
-def test_a_picture_is_segmented(run: Run, tmp_path: Path, picture: Path) -> None:  # noqa: F811
+def test_a_picture_is_segmented(run: Run, tmp_path: Path, picture: Path) -> None:
     cells = ("--superpixels", "cut-pursuit", "--cells", "120")
     said = run("lift", "segment", picture, "--colours", "3", *cells, "--out", "there")
     assert said.code == 0, said.err
@@ -63,7 +62,7 @@ def test_a_picture_is_segmented(run: Run, tmp_path: Path, picture: Path) -> None
     assert not (tmp_path / "there/curve.png").exists()
 
 
-def test_stereo_is_compared_with_the_truth(run: Run, pair: tuple[Path, Path, Path]) -> None:  # noqa: F811
+def test_stereo_is_compared_with_the_truth(run: Run, pair: tuple[Path, Path, Path]) -> None:
     left, right, truth = pair
     said = run("lift", "stereo", left, right, "--truth", truth, "--disparities", "9", "--superpixels", "none", "--json")
     assert said.code == 0, said.err
@@ -80,7 +79,7 @@ def test_stereo_is_compared_with_the_truth(run: Run, pair: tuple[Path, Path, Pat
     assert found["energy"] * (1 - 2e-3) <= coarser["energy"] < 1.2 * found["energy"]
 
 
-def test_noise_is_removed_from_an_image_in_colour(run: Run, tmp_path: Path, picture: Path) -> None:  # noqa: F811
+def test_noise_is_removed_from_an_image_in_colour(run: Run, tmp_path: Path, picture: Path) -> None:
     clean = np.full((30, 40, 3), 50, np.uint8)
     clean[:, 20:] = (80, 150, 90)
     clean[8:22, 10:30] = (230, 200, 180)
@@ -92,7 +91,7 @@ def test_noise_is_removed_from_an_image_in_colour(run: Run, tmp_path: Path, pict
     assert len(list((tmp_path / "runs/lift").glob("pixels-labels-*.png"))) == 3
 
 
-def test_an_image_that_is_its_own_truth_has_no_error(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_an_image_that_is_its_own_truth_has_no_error(run: Run, tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "white.png")
     said = run("lift", "denoise", "white.png", "--truth", "white.png", "--levels", "2")
     assert said.code == 0, said.err
@@ -101,7 +100,7 @@ def test_an_image_that_is_its_own_truth_has_no_error(run: Run, tmp_path: Path) -
     assert "no error" in said.out
 
 
-def test_kinds_and_numbers_of_cells_side_by_side(run: Run, tmp_path: Path, picture: Path) -> None:  # noqa: F811
+def test_kinds_and_numbers_of_cells_side_by_side(run: Run, tmp_path: Path, picture: Path) -> None:
     said = run("lift", "segment", picture, "--superpixels", "none", "cut-pursuit", "--cells", "60", "200")
     assert said.code == 0, said.err
     found = {one["name"]: one for one in json.loads((tmp_path / "runs/lift/result.json").read_text())["outcomes"]}
@@ -127,7 +126,7 @@ def test_every_task_explains_its_options_without_torch(task: str) -> None:
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_pixels_unless_there_are_many_labels_or_a_number_of_cells(
-    run: Run,  # noqa: F811
+    run: Run,
     picture: Path,
     pair: tuple[Path, Path, Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -202,7 +201,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_answered_in_one_line(
     name: str,
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
     picture: Path,
     pair: tuple[Path, Path, Path],
@@ -218,7 +217,7 @@ def test_a_mistake_is_answered_in_one_line(
 
 
 def test_slic_without_scikit_image_says_what_to_install(
-    run: Run,  # noqa: F811
+    run: Run,
     picture: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

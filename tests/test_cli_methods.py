@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import mithridate as mi
 from mithridate.core.schema import choices
-from tests.test_cli import Said, run  # noqa: F401 (a fixture)
-
-Run = Callable[..., Said]
+from tests.command_line import Run
 
 
-def test_all_methods_are_listed(run: Run) -> None:  # noqa: F811
+def test_all_methods_are_listed(run: Run) -> None:
     said = run("methods")
     assert said.code == 0, said.err
     for family in (mi.Attack, mi.Defense, mi.Inversion, mi.LeakDefense, mi.Evasion):
         assert [name for name in choices(family) if f"  {name} " not in said.out] == []
 
 
-def test_a_manual_tells_settings_paper_and_dose(run: Run) -> None:  # noqa: F811
+def test_a_manual_tells_settings_paper_and_dose(run: Run) -> None:
     said = run("methods", "witches-brew")
     words = " ".join(said.out.split())
     assert "restarts=1 Independent starts" in words
@@ -28,13 +25,13 @@ def test_a_manual_tells_settings_paper_and_dose(run: Run) -> None:  # noqa: F811
     assert "badnets" not in words
 
 
-def test_manuals_as_json(run: Run) -> None:  # noqa: F811
+def test_manuals_as_json(run: Run) -> None:
     found = json.loads(run("methods", "mixup", "pgd", "--json").out)
     assert [one["name"] for group in found.values() for one in group] == ["mixup", "pgd"]
     assert found["defences"][0]["settings"][0]["name"] == "k"
 
 
-def test_an_unknown_method_is_refused(run: Run) -> None:  # noqa: F811
+def test_an_unknown_method_is_refused(run: Run) -> None:
     said = run("methods", "witchs-brew")
     assert said.code == 2
     assert "no method is called 'witchs-brew'; did you mean witches-brew?" in said.err

@@ -7,18 +7,17 @@ import json
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mithridate import cli
 from mithridate.cli.pipelines import AuditOptions
 from mithridate.experiments.trial import WRAPPING
+from tests.command_line import Run
 
-Run = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parents[1]
 ORIGINAL, CHANGED = (ROOT / "examples" / "third_party_training" / name for name in ("train_original.py", "train.py"))
 TRAINING = """
@@ -58,21 +57,10 @@ constant = 3
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Runs the command line in this process, in a folder with training code: (exit code, output, messages)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+def run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs the command line in this process, in a folder with training code."""
     monkeypatch.setattr(sys, "argv", ["mithridate", "audit", "--train-fn"])
-    monkeypatch.setenv("COLUMNS", "100")
     (tmp_path / "own_training.py").write_text(TRAINING)
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = int(str(stop.code))
-        return code, *capsys.readouterr()
-
     yield run
     for name in ("own_training", "strangers_training", "guardless"):
         sys.modules.pop(name, None)

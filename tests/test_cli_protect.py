@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mithridate import cli
 from mithridate.core.sources import Digits
+from tests.command_line import Run
 
 TINY = ("--model", "mlp:width=8", "--epochs", "1", "--train-on", "60", "--workers", "1", "--steps", "2")
 COUNT = 60
@@ -39,19 +38,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., list]:
-    """Runs protect in an empty folder; returns exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path) -> list:
-        try:
-            code = cli.main(["protect", *map(str, arguments)])
-        except SystemExit as stop:
-            code = stop.code
-        said = capsys.readouterr()
-        return [code, said.out, said.err]
-
-    return run
+def run(run: Run) -> Run:
+    """Runs the verb of this file."""
+    return lambda *arguments: run("protect", *arguments)
 
 
 def largest_change(old: Path, new: Path) -> int:
@@ -64,7 +53,7 @@ def largest_change(old: Path, new: Path) -> int:
     return moved
 
 
-def test_a_folder_is_protected_within_a_typed_fraction(run: Callable[..., list], folder: Path) -> None:
+def test_a_folder_is_protected_within_a_typed_fraction(run: Run, folder: Path) -> None:
     code, out, _ = run(folder, "safe", "--eps", "20/255", *TINY)
     assert code == 0
     assert largest_change(folder, Path("safe")) == 20
@@ -78,7 +67,7 @@ def test_a_folder_is_protected_within_a_typed_fraction(run: Callable[..., list],
     assert manifest["settings"]["method"]["steps"] == 2
 
 
-def test_a_second_run_has_nothing_to_do_and_another_setting_is_refused(run: Callable[..., list], folder: Path) -> None:
+def test_a_second_run_has_nothing_to_do_and_another_setting_is_refused(run: Run, folder: Path) -> None:
     _, first, _ = run(folder, "safe", *TINY)
     before = {file: file.stat().st_mtime_ns for file in Path("safe").rglob("*.png")}
     code, again, _ = run(folder, "safe", *TINY)
@@ -90,7 +79,7 @@ def test_a_second_run_has_nothing_to_do_and_another_setting_is_refused(run: Call
     assert "was begun with another eps: 0.0313" in err
 
 
-def test_a_check_trains_models_of_both_kinds(run: Callable[..., list], folder: Path) -> None:
+def test_a_check_trains_models_of_both_kinds(run: Run, folder: Path) -> None:
     code, out, _ = run(folder, "safe", *TINY, "--check", "--models", "2")
     assert code == 0
     assert "check: 2 models each, 49 images of 64x64, 11 clean test images" in out
@@ -100,7 +89,7 @@ def test_a_check_trains_models_of_both_kinds(run: Callable[..., list], folder: P
     assert check["clean"]["n"] == check["protected"]["n"] == 2
 
 
-def test_parquet_becomes_parquet(run: Callable[..., list], tmp_path: Path) -> None:
+def test_parquet_becomes_parquet(run: Run, tmp_path: Path) -> None:
     images, labels = [], []
     for image, label in digits():
         file = io.BytesIO()
@@ -120,7 +109,7 @@ def test_parquet_becomes_parquet(run: Callable[..., list], tmp_path: Path) -> No
         assert 0 < np.abs(pixels[0] - pixels[1]).max() <= 8
 
 
-def test_jpeg_is_written_where_asked_for_and_measured(run: Callable[..., list], folder: Path) -> None:
+def test_jpeg_is_written_where_asked_for_and_measured(run: Run, folder: Path) -> None:
     code, out, _ = run(folder, "safe", "--jpeg", "30", *TINY)
     assert code == 0
     assert not list(Path("safe").rglob("*.png"))
@@ -139,7 +128,7 @@ def test_jpeg_is_written_where_asked_for_and_measured(run: Callable[..., list], 
     ],
 )
 def test_mistakes_are_said_before_anything_is_made(
-    run: Callable[..., list], folder: Path, arguments: tuple[str, ...], said: str
+    run: Run, folder: Path, arguments: tuple[str, ...], said: str
 ) -> None:
     given = [argument for argument in TINY if argument not in ("--steps", "2")]
     code, out, err = run(folder, "safe", *given, *arguments)
@@ -148,7 +137,7 @@ def test_mistakes_are_said_before_anything_is_made(
     assert not Path("safe").exists()
 
 
-def test_a_folder_that_is_not_ours_is_not_written_to(run: Callable[..., list], folder: Path) -> None:
+def test_a_folder_that_is_not_ours_is_not_written_to(run: Run, folder: Path) -> None:
     Path("safe").mkdir()
     (Path("safe") / "note").write_text("mine")
     code, _, err = run(folder, "safe", *TINY)
@@ -157,7 +146,7 @@ def test_a_folder_that_is_not_ours_is_not_written_to(run: Callable[..., list], f
     assert [file.name for file in Path("safe").iterdir()] == ["note"]
 
 
-def test_what_has_no_files_is_refused(run: Callable[..., list]) -> None:
+def test_what_has_no_files_is_refused(run: Run) -> None:
     code, _, err = run("digits", "safe", *TINY)
     assert code != 0
     assert "digits has no image files; name an image folder, parquet files or hub:OWNER/NAME" in err

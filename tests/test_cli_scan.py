@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from PIL import Image
 from mithridate import cli
 from mithridate.core.sources import Digits
 from mithridate.verbs import scans
+from tests.command_line import Run
 
 TINY = ("--epochs", "1", "--per-class", "12", "--workers", "1")
 
@@ -35,19 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., list]:
-    """Runs a scan in an empty folder; returns exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path) -> list:
-        code = cli.main(["scan", *map(str, arguments)])
-        said = capsys.readouterr()
-        return [code, said.out, said.err]
-
-    return run
+def run(run: Run) -> Run:
+    """Runs the verb of this file."""
+    return lambda *arguments: run("scan", *arguments)
 
 
-def test_it_writes_a_list_a_page_and_a_copy(run: Callable[..., list], folder: tuple[Path, set[str]]) -> None:
+def test_it_writes_a_list_a_page_and_a_copy(run: Run, folder: tuple[Path, set[str]]) -> None:
     home, _ = folder
     code, out, _ = run(home, *TINY, "--false-alarms", "50", "--copy", "clean", "--top", "5")
     assert code == 0
@@ -67,7 +60,7 @@ def test_it_writes_a_list_a_page_and_a_copy(run: Callable[..., list], folder: tu
 
 
 @pytest.mark.effect
-def test_it_finds_images_in_wrong_folders(run: Callable[..., list], folder: tuple[Path, set[str]]) -> None:
+def test_it_finds_images_in_wrong_folders(run: Run, folder: tuple[Path, set[str]]) -> None:
     """22 of 30 with three models and 19 with one when this was written, and nothing else."""
     home, wrong = folder
     assert run(home, "--epochs", "40", "--workers", "1")[0] == 0
@@ -77,7 +70,7 @@ def test_it_finds_images_in_wrong_folders(run: Callable[..., list], folder: tupl
     assert len(set(found) - wrong) <= 4
 
 
-def test_digits_have_rows_but_no_files(run: Callable[..., list]) -> None:
+def test_digits_have_rows_but_no_files(run: Run) -> None:
     code, out, _ = run("digits", "--epochs", "1", "--workers", "1", "--filters", "deep-knn", "--json")
     assert code == 0
     said = json.loads(out)
@@ -96,7 +89,7 @@ def test_digits_have_rows_but_no_files(run: Callable[..., list]) -> None:
         (["--copy", "clean"], "digits has no image files to copy"),
     ],
 )
-def test_mistakes_are_answered_in_a_line(run: Callable[..., list], arguments: list[str], message: str) -> None:
+def test_mistakes_are_answered_in_a_line(run: Run, arguments: list[str], message: str) -> None:
     code, _, err = run("digits", "--epochs", "1", "--workers", "1", *arguments)
     assert code == 2
     assert message in err
@@ -113,7 +106,7 @@ def test_a_contamination_goes_to_the_filters_that_are_not_told_one() -> None:
     assert spectral.contamination == 0.1
 
 
-def test_the_copy_holds_everything_where_nothing_is_suspected(run: Callable[..., list], tmp_path: Path) -> None:
+def test_the_copy_holds_everything_where_nothing_is_suspected(run: Run, tmp_path: Path) -> None:
     for label in ("a", "b"):
         (tmp_path / "set" / label).mkdir(parents=True)
         for number in range(4):
