@@ -36,6 +36,13 @@ def test_as_many_cases_as_the_doses_ask_for(run: Run) -> None:
     assert run("dose", "--attacks", "badnets", "--trials", "9", "--plan").out.startswith("261 trials")
 
 
+def test_a_plan_counts_the_cases_of_attacks_on_images_alone(run: Run) -> None:
+    said = run("audit", "--attacks", "class-wise-noise", "--defenses", "jpeg", "--plan")
+    assert said.code == 0, said.err
+    assert "Attacks on accuracy are judged by models, 3 on each side" in said.out
+    assert "paired target" not in said.out
+
+
 def test_doses_of_ones_own(run: Run, tmp_path: Path) -> None:
     said = run("dose", *BADNETS, "--budget", "0.01", "0.02", "0.05", "--out", "mine")
     assert said.code == 0, said.err

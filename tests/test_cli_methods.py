@@ -35,3 +35,9 @@ def test_an_unknown_method_is_refused(run: Run) -> None:
     said = run("methods", "witchs-brew")
     assert said.code == 2
     assert "no method is called 'witchs-brew'; did you mean witches-brew?" in said.err
+
+
+def test_settings_with_several_parts_can_be_typed_in_a_stack(run: Run) -> None:
+    stack = "adversarial-training:ball=linf(eps=4/255),steps=1+adversarial-poisoning:patch=0.2..0.3"
+    said = run("audit", "--attacks", "badnets", "--defenses", stack, "--trials", "1", "--plan")
+    assert said.code == 0, said.err

@@ -238,9 +238,9 @@ def test_an_identity_looks_into_files_and_not_at_their_paths(tmp_path: Path) -> 
         identity(Recipe(start_from=tmp_path / "none"))
 
 
-def test_tuples_are_typed_with_a_plus() -> None:
-    typed = parse(Defense, "adversarial-poisoning:patch=0.2+0.3")
+def test_tuples_are_typed_with_two_dots() -> None:
+    typed = parse(Defense, "adversarial-poisoning:patch=0.2..0.3")
     assert typed == AdversarialPoisoning(patch=(0.2, 0.3))
     assert from_json(to_json(typed), Defense) == typed
-    with pytest.raises(ValueError, match=r"patch: expected 2 values, typed 1\+1, got '0.2'"):
+    with pytest.raises(ValueError, match=r"patch: expected 2 values, typed 1\.\.1, got '0.2'"):
         parse(Defense, "adversarial-poisoning:patch=0.2")

@@ -82,7 +82,7 @@ def spelled(value: Any) -> str:
             if field.init
         ]
         return f"{name_of(value)}({','.join(own)})" if own else name_of(value)
-    return "+".join(map(spelled, value)) if isinstance(value, tuple) else str(value)
+    return "..".join(map(spelled, value)) if isinstance(value, tuple) else str(value)
 
 
 def _default(field: dataclasses.Field) -> str:

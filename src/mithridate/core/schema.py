@@ -313,10 +313,10 @@ def _fixed(kind: Any) -> bool:
 
 
 def _structure_fixed(data: Any, kind: Any) -> tuple:
-    """Typed with a plus between the parts, like choices that can be added."""
-    parts, kinds = _split(data, "+") if isinstance(data, str) else data, typing.get_args(kind)
+    """Typed with two dots between the parts: 0.1..0.4."""
+    parts, kinds = data.split("..") if isinstance(data, str) else data, typing.get_args(kind)
     if len(parts) != len(kinds):
-        raise ValueError(f"expected {len(kinds)} values, typed {'+'.join(['1'] * len(kinds))}, got {data!r}")
+        raise ValueError(f"expected {len(kinds)} values, typed {'..'.join(['1'] * len(kinds))}, got {data!r}")
     return tuple(_converter.structure(part, one) for part, one in zip(parts, kinds, strict=True))
 
 

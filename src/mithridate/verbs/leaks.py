@@ -14,6 +14,7 @@ from rich.console import Console
 from mithridate.core.engines import Map, described, slots
 from mithridate.core.schema import name_of, parse
 from mithridate.core.sources import source
+from mithridate.core.spelling import split
 from mithridate.core.training import Recipe
 from mithridate.experiments import invert as inverting
 from mithridate.experiments.gates import Condition
@@ -92,7 +93,7 @@ def _attacks(options: InvertOptions) -> Sequence[Inversion]:
 
 def _stack(text: str) -> tuple[LeakDefense, ...]:
     """Defences that are applied together: a+b:setting=1."""
-    return tuple(parse(LeakDefense, name) for name in text.split("+"))
+    return tuple(parse(LeakDefense, name) for name in split(text, "+"))
 
 
 def _one_leak(options: InvertOptions, attacks: Sequence[Inversion], workers: Map) -> int:

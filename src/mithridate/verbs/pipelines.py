@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from mithridate.core.engines import Map, described, slots
 from mithridate.core.members import members_by
 from mithridate.core.schema import name_of, parse
 from mithridate.core.sources import DataSource, source
+from mithridate.core.spelling import split
 from mithridate.core.training import Learner, Recipe
 from mithridate.experiments import audit as audits
 from mithridate.experiments.audit import Audit, run_audit
@@ -66,7 +68,7 @@ def run_panels(panels: Sequence[Panel], data: DataSource, options: AuditOptions,
     check_gates(gates, trials)
     if options.plan:
         rehearse(trials, options.device)
-        return print_plan(trials, folder, workers, options.device, [panel.trials for panel in panels])
+        return print_plan(trials, folder, workers, options.device)
     with on_devices(options.devices):
         done = run_audit(
             trials,
@@ -137,7 +139,7 @@ def run_poisonings(
 def plan_poisonings(trials: Sequence[Trial], folder: Path, workers: Map, device: str) -> int:
     """Rehearses poisoning trials and says what would run."""
     rehearse(trials, device)
-    return print_plan(trials, folder, workers, device, [len({trial.seed for trial in trials})])
+    return print_plan(trials, folder, workers, device)
 
 
 def report_poisonings(pairs: Sequence[Pair], folder: Path, out: Path | None, *, show: Show) -> Path:
@@ -231,20 +233,25 @@ def _case(options: CraftOptions) -> FixedCase:
 
 def _stack(text: str) -> tuple[Defense, ...]:
     """Defences that are applied together: a+b:setting=1."""
-    return tuple(parse(Defense, name) for name in text.split("+"))
+    return tuple(parse(Defense, name) for name in split(text, "+"))
 
 
 # --- from results to text --------------------------------------------------------------------------------------------
 
 
-def print_plan(trials: Sequence[Trial], folder: Path, workers: Map, device: str, counts: Sequence[int]) -> int:
+def print_plan(trials: Sequence[Trial], folder: Path, workers: Map, device: str) -> int:
     """Prints what would run and what it could show."""
     say(str(plan(trials, folder, workers=slots(workers), device=device)))
     say(f"on {described(workers)} ({device}), into {folder}")
-    attacked = {replace(trial, seed=0, victims=1) for trial in trials if name_of(trial.attack) not in CONTROLS}
-    for count in sorted(set(counts)):
-        say(what_n_shows(count, comparisons=len(attacked)))
-    say(what_it_takes(EXAMPLE, comparisons=len(attacked)))
+    attacked = [trial for trial in trials if name_of(trial.attack) not in CONTROLS]
+    cells = Counter(replace(trial, seed=0, victims=1) for trial in attacked if not trial.threat.goal.wrong)
+    for count in sorted(set(cells.values())):
+        say(what_n_shows(count, comparisons=len(cells)))
+    if cells:
+        say(what_it_takes(EXAMPLE, comparisons=len(cells)))
+    models = [trial.victims for trial in attacked if trial.threat.goal.wrong]
+    if models:
+        say(f"Attacks on accuracy are judged by models, {min(models)} on each side; 2 are the fewest.")
     return 0
 
 

@@ -241,7 +241,10 @@ def test_a_swapped_label(name: str, home: Home, tmp_path: Path, verdict: Any) ->
         return
     code, found = verdict(written(name, label_swapped(home.data), home, tmp_path))
     assert (code, failed(found)) == (1, {"labels"})
-    assert found["labels"]["said"] == "1 of 3 differ from the training set; row 2 is bee there and cat here"
+    assert (
+        found["labels"]["said"]
+        == "1 of 3 differ from the training set; row 2 is bee there and cat here; --relabel allows it"
+    )
 
 
 def swap_label(name: str, path: Path) -> None:

@@ -100,7 +100,8 @@ def test_a_swapped_label_is_found_unless_labels_may_change(parcel: Parcel, data:
     labels[4] = 2
     swapped = dataclasses.replace(parcel, labels=labels)
     found = failed(swapped, data)
-    assert found.said == f"1 of 12 differ from the training set; row {int(parcel.rows[4])} is bee there and cat here"
+    row = f"row {int(parcel.rows[4])} is bee there and cat here"
+    assert found.said == f"1 of 12 differ from the training set; {row}; --relabel allows it"
     assert standings(verify(swapped, data, ball=BALL, relabel=True))["labels"] == "holds"
     assert (
         "label 3 is none of the 3 classes"

@@ -32,6 +32,7 @@ from mithridate.poisoning.exchange.pickled import (
 from mithridate.poisoning.threat import FixedCase
 
 _TARGET = "target.pickle"
+_LENIENT = "strict=False, typed --to poisoning-benchmark:strict=no,"
 _LARGEST = 9
 """Levels of 255 that a pixel may have been moved by: 8, and one for rounding, as `poison_test.py` has it."""
 _SIDES = {32: (5,), 64: (8,)}
@@ -150,16 +151,14 @@ def _setup(entry: Any, where: str, data: Reference | None) -> FixedCase:
 def _check_change(parcel: Parcel, data: Reference) -> None:
     assert parcel.rows is not None
     if data.train.shape[0] != 3:
-        raise ValueError(
-            "the images are grey; the models of poisoning-benchmark need colour (strict=False writes them)"
-        )
+        raise ValueError(f"the images are grey; the models of poisoning-benchmark need colour ({_LENIENT} writes them)")
     for rows, images in zip(parcel.rows.split(PIECE), parcel.images.split(PIECE), strict=True):
         base = data.train.pixels(rows.to(data.train.device)).cpu()
         change = (images.cpu().int() - base.int()).abs().flatten(1).amax(1)
         if int(change.max()) > _LARGEST:
             raise ValueError(
                 f"training row {int(rows[change.argmax()])} is moved by {int(change.max())}/255; poisoning-benchmark "
-                f"refuses more than {_LARGEST}/255 (strict=False writes it all the same)"
+                f"refuses more than {_LARGEST}/255 ({_LENIENT} writes it all the same)"
             )
 
 
@@ -173,7 +172,7 @@ def _pasted(parcel: Parcel, shape: tuple[int, int, int], strict: bool) -> tuple[
     if strict and (parcel.patch.shape[1] != parcel.patch.shape[2] or parcel.patch.shape[1] not in sides):
         raise ValueError(
             f"the patch is {list(parcel.patch.shape[1:])}; poisoning-benchmark takes {' or '.join(map(str, sides))} "
-            f"pixels a side on images of {shape[2]} and ends without a result on others (strict=False writes it)"
+            f"pixels a side on images of {shape[2]} and ends without a result on others ({_LENIENT} writes it)"
         )
     return parcel.patch.detach().cpu().clone(), [parcel.place[1], parcel.place[0]]
 

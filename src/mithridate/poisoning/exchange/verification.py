@@ -109,7 +109,7 @@ def _labels(parcel: Parcel, train: ImageData, *, relabel: bool) -> Finding:
     names = train.classes[int(own[first])], train.classes[int(given[first])]
     one = f"row {int(rows[first])} is {names[0]} there and {names[1]} here"
     text = f"{len(changed):,} of {len(own):,} differ from the training set; {one}"
-    return Finding("labels", "holds" if relabel else "fails", text)
+    return Finding("labels", "holds", text) if relabel else Finding("labels", "fails", f"{text}; --relabel allows it")
 
 
 def _base(parcel: Parcel, train: ImageData, ball: Ball | None) -> Finding:
