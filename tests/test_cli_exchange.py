@@ -96,7 +96,7 @@ def test_a_whole_poisoned_set_for_cloud_automl(run: Run, poison: Path) -> None:
     code, out, _ = run("export", poison, "there", "--to", "data-poisoning:mode=automl")
     assert code == 0
     data = Reference(*Digits().load())
-    assert f"20 poisons in there, {1 + len(data.train) + len(data.test)} files of data-poisoning" in out
+    assert f"20 poisons in there, {1 + len(data.train) + len(data.test):,} files of data-poisoning" in out
     assert "no place for: base, target images, target rows, target labels, intended\n" in out  # labels are in the table
     poisoned = Artefact().read(poison, data).poison().apply(data.train)
     with Path("there/data.csv").open(newline="") as file:

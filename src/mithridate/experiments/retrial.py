@@ -15,7 +15,7 @@ from mithridate.core.training import Fitted, Learner
 from mithridate.experiments.protection import Check, check
 from mithridate.experiments.rates import Rate, rate
 from mithridate.experiments.statistics import Mean, difference, mean
-from mithridate.experiments.words import share_text, span
+from mithridate.experiments.words import share_text, signed, span
 from mithridate.poisoning.exchange.checks import pasted
 from mithridate.poisoning.exchange.parcel import Parcel, Reference
 from mithridate.poisoning.task import predict
@@ -37,7 +37,7 @@ class Retrial:
 
     def __str__(self) -> str:
         ends = f" ({span(self.cost, 100, 1)})" if self.cost.low is not None else ""
-        lost = f"{100 * self.cost.value:.1f} points{ends} less than clean models"
+        lost = f"{signed(100 * self.cost.value).lstrip('+')} points{ends} less than clean models"
         return "\n".join(
             [
                 f"trained again: {self.models} models on the poison as stored, {self.models} on clean data",

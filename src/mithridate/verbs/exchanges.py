@@ -17,6 +17,7 @@ from mithridate.core.safe_images import refusing
 from mithridate.core.schema import choices, from_json, name_of, parse
 from mithridate.core.sources import source
 from mithridate.core.training import Recipe
+from mithridate.experiments.pages import counts
 from mithridate.experiments.presets import RECIPES, preset
 from mithridate.experiments.retrial import retrain
 from mithridate.poisoning.exchange.artefact import Artefact
@@ -36,7 +37,7 @@ def export(options: ExportOptions, command: str) -> int:
     parcel = Artefact().read(options.poison, data)
     files = form.write(parcel, options.out, data)
     lost = _lost(parcel, form.read(options.out, data), form)
-    say(f"{len(parcel):,} poisons in {options.out}, {len(files)} file{'s' * (len(files) != 1)} of {name_of(form)}")
+    say(f"{counts(len(parcel), 'poison')} in {options.out}, {counts(len(files), 'file')} of {name_of(form)}")
     if lost:
         say(f"what this format has no place for: {', '.join(lost)}")
     return 0
@@ -49,7 +50,7 @@ def import_(options: ImportOptions, command: str) -> int:
     parcel = form.read(options.path, data)
     parcel = replace(parcel, notes={"format": name_of(form), **parcel.notes})
     Artefact(pictures=options.pictures).write(parcel, options.out, data)
-    say(f"{len(parcel):,} poisons of {name_of(form)} in {options.out}")
+    say(f"{counts(len(parcel), 'poison')} of {name_of(form)} in {options.out}")
     for finding in verified(parcel, data):
         if finding.standing == "fails":
             say(_line(finding))
