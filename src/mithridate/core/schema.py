@@ -316,7 +316,7 @@ def _structure_fixed(data: Any, kind: Any) -> tuple:
     """Typed with two dots between the parts: 0.1..0.4."""
     parts, kinds = data.split("..") if isinstance(data, str) else data, typing.get_args(kind)
     if len(parts) != len(kinds):
-        raise ValueError(f"expected {len(kinds)} values, typed {'..'.join(['1'] * len(kinds))}, got {data!r}")
+        raise ValueError(f"expected {len(kinds)} values, typed with two dots between them (0.1..0.4), got {data!r}")
     return tuple(_converter.structure(part, one) for part, one in zip(parts, kinds, strict=True))
 
 
