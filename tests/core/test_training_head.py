@@ -140,6 +140,9 @@ def test_the_normalisation_comes_with_the_weights_where_the_file_has_one(weights
     save_file({name: value for name, value in saved.items() if not name.startswith("normalize.")}, bare)
     own = quick(start_from=bare).module(dark, 0)
     assert own.normalize.mean.item() == pytest.approx((dark.images / 255).mean().item(), rel=1e-5)
+    with pytest.raises(ValueError, match=r"normalize\.mean and normalize\.std, that normalize='none' would drop"):
+        quick(start_from=weights, normalize="none").module(dark, 0)
+    assert isinstance(quick(start_from=bare, normalize="none").module(dark, 0).normalize, nn.Identity)
 
 
 def test_a_plain_state_dict_of_the_network_fits_too(weights: Path, tmp_path: Path) -> None:

@@ -20,6 +20,11 @@ def test_percent_never_rounds_to_a_claim():
 # --- means -----------------------------------------------------------------------------------------------------------
 
 
+def test_counts_are_written_out_whole():
+    assert str(s.Rate(1234567.0, 2000000, 2e6, 0.61, 0.62)).endswith("; 1,234,567 of 2,000,000)")
+    assert str(s.Rate(2.5, 20, 20.0, 0.03, 0.3)).endswith("; 2.5 of 20)")
+
+
 def test_mean_equals_scipys_t_interval():
     values = [0.61, 0.63, 0.62, 0.60]
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)

@@ -119,7 +119,8 @@ def load_weights(module: Classifier, path: Path, *, fresh_head: bool) -> None:
         fresh_head: leave the last Linear as it is (its shape may then differ).
 
     Raises:
-        ValueError: no such file, no safetensors, or names or shapes that do not fit.
+        ValueError: no such file, no safetensors, names or shapes that do not fit, or a normalisation of the file that
+            the classifier has none for.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -152,6 +153,11 @@ def load_weights(module: Classifier, path: Path, *, fresh_head: bool) -> None:
         if not fresh_head and wrong.keys() <= _head_names(module):
             advice = "only the last Linear differs, so it was trained on other classes: set fresh_head=True"
         raise ValueError(f"{path} does not fit the model: {'; '.join([*wrong.values()][:5])}; {advice}")
+    if dropped := sorted(name for name in weights if name.startswith("normalize.") and name not in own):
+        raise ValueError(
+            f"{path} was trained with a normalisation, {' and '.join(dropped)}, that normalize='none' would drop; "
+            "set normalize='data' or 'fixed': the numbers of the file take the place of theirs"
+        )
     known = {name: value for name, value in weights.items() if name in own and name not in fresh}
     module.load_state_dict(own | known)
 

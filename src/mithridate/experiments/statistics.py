@@ -58,7 +58,7 @@ class Rate:
 
     def __str__(self) -> str:
         span = f"{percent(self.low)} to {percent(self.high)} %"
-        return f"{percent(self.share)} % ({span}; {self.successes:g} of {self.n:,})" if self.n else "no outcomes"
+        return f"{percent(self.share)} % ({span}; {self.successes:,.10g} of {self.n:,})" if self.n else "no outcomes"
 
 
 @dataclass(frozen=True)

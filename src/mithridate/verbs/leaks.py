@@ -47,7 +47,7 @@ def invert(options: InvertOptions, command: str) -> int:
     workers = start_torch(options.device, options.workers, options.gpus_per_trial)
     attacks = _attacks(options)
     if options.leak is not None:
-        return _one_leak(options, attacks, workers)
+        return _one_leak(options, attacks, workers, command)
     data = source(options.data, per_class=options.per_class, size=options.size)
     trials = plan_invert(
         data,
@@ -96,7 +96,7 @@ def _stack(text: str) -> tuple[LeakDefense, ...]:
     return tuple(parse(LeakDefense, name) for name in split(text, "+"))
 
 
-def _one_leak(options: InvertOptions, attacks: Sequence[Inversion], workers: Map) -> int:
+def _one_leak(options: InvertOptions, attacks: Sequence[Inversion], workers: Map, command: str) -> int:
     if len(attacks) != 1:
         raise ValueError(f"--leak is inverted by one attack, but {len(attacks)} are named; choose one")
     assert options.leak is not None
@@ -116,6 +116,7 @@ def _one_leak(options: InvertOptions, attacks: Sequence[Inversion], workers: Map
     say(f"{leak.count} image{plural} by {name_of(attacks[0])}, labels {', '.join(map(str, found.labels.tolist()))}")
     say(f"distance of what they would have shared from what was shared: {found.value:.3g} (0: the same)")
     say(f"images: {folder / 'all.png'}")
+    say(f"again:  {command}")
     return 0
 
 
