@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -145,6 +146,13 @@ def test_nothing_happens_only_where_little_is_left_to_happen(
     low: float | None, high: float | None, sign: int, verdict: str
 ) -> None:
     assert truth_statements.none_shown(Mean(0.0, low, high, 10), sign) == verdict
+
+
+@STORED
+def test_stored_results_name_no_place_on_the_machine_that_made_them() -> None:
+    stored = [*RESULTS.rglob("*.json")]
+    assert len(stored) > 1000
+    assert not [str(file) for file in stored if re.search(r'"(/|~|[A-Z]:\\)', file.read_text())][:5]
 
 
 @STORED

@@ -111,14 +111,9 @@ def audit(
     >>> import tempfile
     >>> from mithridate import BadNets, Digits, Recipe
     >>> with tempfile.TemporaryDirectory() as folder:
+    ...     recipe, data = Recipe(model="mlp", epochs=1), Digits(train=100)
     ...     done = audit(
-    ...         Recipe(model="mlp", epochs=1),
-    ...         Digits(train=100),
-    ...         attacks=[BadNets()],
-    ...         defenses=[],
-    ...         trials=1,
-    ...         clean_victims=1,
-    ...         out=folder,
+    ...         recipe, data, attacks=[BadNets()], defenses=[], trials=1, clean_victims=1, out=folder
     ...     )
     >>> [row.attack for row in done.table.rows]
     ['badnets', 'random-noise', 'no-attack']
@@ -187,9 +182,10 @@ def dose(
     >>> import tempfile
     >>> from mithridate import BadNets, Digits, Recipe
     >>> with tempfile.TemporaryDirectory() as folder:
+    ...     recipe, data = Recipe(model="mlp", epochs=1), Digits(train=100)
     ...     done = dose(
-    ...         Recipe(model="mlp", epochs=1),
-    ...         Digits(train=100),
+    ...         recipe,
+    ...         data,
     ...         attacks=[BadNets()],
     ...         budget=0.08,
     ...         levels=3,
